@@ -1,0 +1,77 @@
+# reelquant: make export (the road, on the demo checkpoints) and make test are all that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+MODEL ?=
+OUT ?= build/$(notdir $(MODEL))-$(PRECISION)
+PRECISION ?= fp32
+ENGINE ?= openvino
+SIZE ?=
+FRAMES ?=
+DATA ?= general
+
+TASKS := t2v i2v
+PRECISIONS := fp32 int8 fp8
+PROMPT_t2v := a red circle moves right on a white background
+PROMPT_i2v := a blue triangle moves up on a grey background
+
+.PHONY: help export test test-slow test-gpu lint format demo-model bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@echo
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|int8|fp8 ENGINE=openvino|onnxruntime SIZE=480x720 FRAMES=49 DATA=set"
+	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,dev]'
+	@touch $@
+
+ifeq ($(MODEL),)
+export: $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),export-$(task)-$(precision)))  ## Checkpoint -> bundles -> clips (demo without MODEL=)
+	@echo && ls -l build/clips
+else
+export: $(READY)
+	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data $(DATA) --replace \
+	  $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES))
+endif
+
+define demo_export
+.PHONY: export-$(1)-$(2)
+export-$(1)-$(2): $(READY)
+	$(BIN)/reelquant export demo/checkpoints/$(1) build/demo-$(1)-$(2) --precision $(2) --engine $(ENGINE) \
+	  --data demo --work build/work/demo-$(1) --replace $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES))
+	$(BIN)/reelquant generate build/demo-$(1)-$(2) "$(PROMPT_$(1))" $(if $(filter i2v,$(1)),--image demo/first_frame.png) \
+	  --seed 7 --engine $(ENGINE) -o build/clips/demo-$(1)-$(2).mp4
+endef
+$(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),$(eval $(call demo_export,$(task),$(precision)))))
+
+test: lint  ## Lint, types and tests
+	$(BIN)/pytest -q
+
+test-slow: $(READY)  ## The tests that take many minutes
+	$(BIN)/pytest -q -m slow
+
+test-gpu: $(READY)  ## The tests that need a CUDA device
+	$(BIN)/pytest -q -m gpu
+
+lint: $(READY)  ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## Let ruff rewrite the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-model: $(READY)  ## Train the demo checkpoints again (hours on 2 cores; resumable)
+	$(BIN)/python -m demo.train
+
+bench: $(READY)  ## Measure what docs/benchmarks.md says: fidelity, difference and time per precision
+	$(BIN)/python -m benchmarks.precisions
+
+clean:  ## Remove what was built (not the environment)
+	rm -rf build

@@ -1,0 +1,51 @@
+"""Write trained networks as a diffusers checkpoint: safetensors in half precision, tokenizer, scheduler, index."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
+from transformers import PreTrainedTokenizerFast, T5EncoderModel, T5TokenizerFast
+
+from demo import architecture
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The demo's tokenizer as the class that the pipelines name."""
+    return T5TokenizerFast(
+        tokenizer_object=architecture.build_tokenizer(),
+        extra_ids=0,
+        model_max_length=architecture.TEXT_TOKENS,
+    )
+
+
+def save_checkpoint(
+    folder: Path,
+    vae: AutoencoderKLCogVideoX,
+    text_encoder: T5EncoderModel,
+    transformer: CogVideoXTransformer3DModel,
+    task: str,
+) -> None:
+    """Write ``folder`` in diffusers layout; the weights are stored as float16, which the networks lose nothing by."""
+    pipeline = CogVideoXImageToVideoPipeline if task == "i2v" else CogVideoXPipeline
+    shutil.rmtree(folder, ignore_errors=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline(
+            tokenizer=tokenizer(),
+            text_encoder=text_encoder.half(),
+            vae=vae.half(),
+            transformer=transformer.half(),
+            scheduler=CogVideoXDDIMScheduler(**architecture.SCHEDULER),
+        ).save_pretrained(folder)
+    for network in (vae, text_encoder, transformer):
+        network.to(torch.float32)

@@ -1,0 +1,42 @@
+"""Make the demo checkpoints: ``python -m demo.train``. Resumable: run it again and it goes on where it stopped.
+
+VAE, then text-to-video, then image-to-video from text-to-video's weights. All state is in the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from demo import train_transformer, train_vae
+from demo.save import save_checkpoint
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("demo/checkpoints"), help="where t2v/ and i2v/ are written")
+    parser.add_argument("--work", type=Path, default=Path("build/train"), help="training state, for resuming")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads")
+    parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler needed, about 1.5x slower)")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
+    seconds = {"vae": round(vae_seconds)}
+    start = None
+    for task, stages in (("t2v", train_transformer.STAGES), ("i2v", train_transformer.IMAGE_STAGES)):
+        model, seconds[task] = train_transformer.train(
+            vae, arguments.work, task, stages, start, arguments.seed, compiled=not arguments.eager
+        )
+        start = model
+        save_checkpoint(arguments.out / task, vae, model.text, model.transformer, task)
+        (arguments.work / "seconds.json").write_text(json.dumps(seconds))
+        print(f"{arguments.out / task} written; training took {seconds} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Train the demo's transformer and T5 encoder together on the VAE's latents; text-to-video, then image-to-video.
+
+v-prediction on the checkpoint's own noise schedule, uniform timesteps, every tenth prompt empty (for classifier-free
+guidance), averaged weights. Small clips come first: they have half the tokens, and the rotary grid is stretched over
+the same extent at every size, so what is learned there carries over.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch.nn import functional as F
+from transformers import T5Config, T5EncoderModel
+
+from demo import architecture
+from demo.clips import SIZE, random_scene, render
+from demo.training import Ema, Progress, cosine, device, load_state, save_state, step_all
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    size: int
+    clips: int
+    steps: int
+    batch: int
+    rate: float
+    image: bool = False
+
+
+STAGES = (
+    Stage("small", size=64, clips=4096, steps=1400, batch=64, rate=1e-3),
+    Stage("full", size=SIZE, clips=3072, steps=500, batch=48, rate=6e-4),
+)
+IMAGE_STAGES = (Stage("image", size=SIZE, clips=3072, steps=400, batch=48, rate=5e-4, image=True),)
+EMPTY_PROMPTS = 0.1
+
+
+class TextAndTransformer(torch.nn.Module):
+    """The two networks that learn together."""
+
+    def __init__(self, in_channels: int, vocabulary: int) -> None:
+        super().__init__()
+        self.text = T5EncoderModel(T5Config(vocab_size=vocabulary, **architecture.TEXT_ENCODER))
+        config = {**architecture.TRANSFORMER, "in_channels": in_channels}
+        self.transformer = CogVideoXTransformer3DModel(**config)
+
+    def forward(
+        self, ids: torch.Tensor, latents: torch.Tensor, timestep: torch.Tensor, rotary: tuple[torch.Tensor, ...]
+    ) -> torch.Tensor:
+        embeds = self.text(ids).last_hidden_state
+        out: torch.Tensor = self.transformer(latents, embeds, timestep, image_rotary_emb=rotary, return_dict=False)[0]
+        return out
+
+
+def encode_clips(vae: AutoencoderKLCogVideoX, stage: Stage, folder: Path, seed: int) -> dict[str, torch.Tensor]:
+    """Render and encode the stage's clips once; cached in ``folder``. Latents are unscaled, float16.
+
+    Returns ``ids`` [clips, tokens], ``latents`` [clips, frames, channels, h, w] and ``image`` [clips, channels, h, w],
+    the last one the first frame encoded on its own, as the image-to-video pipeline does.
+    """
+    cache = folder / f"latents-{stage.size}.pt"
+    if cache.exists():
+        return dict(torch.load(cache, weights_only=True))
+    tokenizer = architecture.build_tokenizer()
+    tokenizer.enable_padding(length=architecture.TEXT_TOKENS)
+    rng = np.random.default_rng([seed, stage.size, 0xDA7A])
+    progress = Progress(f"encode {stage.size}")
+    ids, latents, images = [], [], []
+    for i in range(0, stage.clips, 8):
+        scenes = [random_scene(rng) for _ in range(8)]
+        clips = np.stack([render(scene, rng, height=stage.size, width=stage.size) for scene in scenes])
+        x = torch.from_numpy(clips).to(device()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        with torch.no_grad(), torch.autocast(device().type, torch.bfloat16):
+            latents.append(vae.encode(x).latent_dist.sample().permute(0, 2, 1, 3, 4).half().cpu())
+            images.append(vae.encode(x[:, :, :1]).latent_dist.sample()[:, :, 0].half().cpu())
+        ids += [encoding.ids for encoding in tokenizer.encode_batch([scene.caption for scene in scenes])]
+        progress({"stage": 0, "step": i + 8}, stage.clips, 0.0)
+    data = {"ids": torch.tensor(ids), "latents": torch.cat(latents), "image": torch.cat(images)}
+    torch.save(data, cache)
+    return data
+
+
+def rotary_tables(size: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tables the pipelines make for this size: a grid stretched over the trained one."""
+    base, grid = SIZE // 16, size // 16
+    cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (base, base)), (grid, grid), frames)
+    return cos.to(device()), sin.to(device())
+
+
+def train(
+    vae: AutoencoderKLCogVideoX,
+    folder: Path,
+    name: str,
+    stages: tuple[Stage, ...],
+    start: TextAndTransformer | None = None,
+    seed: int = 0,
+    compiled: bool = True,
+) -> tuple[TextAndTransformer, float]:
+    """Run (or resume) ``stages``; the state is saved in ``folder`` every 100 steps.
+
+    ``start`` is the text-to-video model that image-to-video grows from: the same weights, and zeros for the image's
+    channels. Returns the averaged model and the training time in seconds.
+    """
+    torch.manual_seed(seed)
+    vocabulary = architecture.build_tokenizer().get_vocab_size()
+    model = TextAndTransformer(32 if start else 16, vocabulary).to(device())
+    if start:
+        grow_input(model, start)
+    schedule = CogVideoXDDIMScheduler(**architecture.SCHEDULER)
+    alphas = schedule.alphas_cumprod.float().to(device())
+    optimizers = split_optimizers(model)
+    ema = Ema(model, 0.997)
+    path = folder / f"{name}.pt"
+    state: dict[str, Any] = {"stage": 0, "step": 0, "seconds": 0.0}
+    state = load_state(path, model, optimizers, ema) or state
+    forward = torch.compile(model) if compiled else model
+    progress = Progress(name)
+    while state["stage"] < len(stages):
+        stage = stages[state["stage"]]
+        data = encode_clips(vae, stage, folder, seed)
+        rotary = rotary_tables(stage.size, data["latents"].shape[1])
+        while state["step"] < stage.steps:
+            began = time.monotonic()
+            rng = np.random.default_rng([seed, state["stage"], state["step"], len(name)])
+            torch.manual_seed(int(rng.integers(2**31)))
+            loss = step_loss(forward, data, alphas, rotary, stage, rng, vae.config.scaling_factor)
+            loss.backward()
+            step_all(optimizers, model, cosine(state["step"], stage.steps, stage.rate, warmup=100))
+            ema.update(model)
+            state["step"] += 1
+            state["seconds"] += time.monotonic() - began
+            progress(state, stage.steps, float(loss.detach()))
+            if state["step"] % 100 == 0:
+                save_state(path, state, model, optimizers, ema)
+        state = {**state, "stage": state["stage"] + 1, "step": 0}
+        save_state(path, state, model, optimizers, ema)
+    ema.copy_to(model)
+    return model.eval(), state["seconds"]
+
+
+def step_loss(
+    forward: Any,
+    data: dict[str, torch.Tensor],
+    alphas: torch.Tensor,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    stage: Stage,
+    rng: np.random.Generator,
+    scaling: float,
+) -> torch.Tensor:
+    """Mean squared error of the predicted velocity ``sqrt(a)·noise − sqrt(1−a)·x0`` (Salimans & Ho 2022)."""
+    rows = torch.from_numpy(rng.integers(0, stage.clips, stage.batch))
+    x0 = data["latents"][rows].to(device()).float() * scaling
+    ids = data["ids"][rows].clone()
+    empty = torch.from_numpy(rng.random(stage.batch) < EMPTY_PROMPTS)
+    ids[empty] = F.pad(torch.ones(1, dtype=ids.dtype), (0, ids.shape[1] - 1))  # "" is </s> and padding
+    # One timestep from each of `batch` equal strata: the same coverage in every step, so a steadier gradient.
+    place = (np.arange(stage.batch) + rng.random(stage.batch)) / stage.batch
+    timestep = torch.from_numpy((place * len(alphas)).astype(np.int64)).to(device())
+    a = alphas[timestep].view(-1, 1, 1, 1, 1)
+    noise = torch.randn_like(x0)
+    noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    if stage.image:
+        image = torch.zeros_like(x0)
+        image[:, 0] = data["image"][rows].to(device()).float() * scaling
+        noisy = torch.cat([noisy, image], 2)
+    with torch.autocast(device().type, torch.bfloat16):
+        velocity = forward(ids.to(device()), noisy, timestep, rotary).float()
+    return F.mse_loss(velocity, a.sqrt() * noise - (1 - a).sqrt() * x0)
+
+
+def split_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for embeddings, norms, biases and the ends."""
+
+    def hidden(name: str, parameter: torch.nn.Parameter) -> bool:
+        return parameter.ndim == 2 and "block" in name and "embed" not in name and "relative" not in name
+
+    matrices = [p for n, p in model.named_parameters() if hidden(n, p)]
+    others = [p for n, p in model.named_parameters() if not hidden(n, p)]
+    return [
+        torch.optim.Muon(matrices, lr=1e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def grow_input(model: TextAndTransformer, start: TextAndTransformer) -> None:
+    """Copy ``start``'s weights; the patch embedding's extra input channels begin at zero."""
+    weights = start.state_dict()
+    key = "transformer.patch_embed.proj.weight"
+    weights[key] = F.pad(weights[key], (0, 0, 0, 0, 0, weights[key].shape[1]))
+    model.load_state_dict(weights)

@@ -1,0 +1,118 @@
+"""Train the demo's 3D causal VAE: single frames first, then short crops.
+
+The loss is L1 + MSE on pixels in −1…1, plus a small KL term; the weights that are kept are an exponential moving
+average. A single frame trains the sum of each causal convolution's temporal taps (the causal padding repeats the first
+frame), which is why the cheap first stage carries over to clips.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch.nn import functional as F
+
+from demo import architecture
+from demo.clips import SIZE, random_scene, render
+from demo.training import Ema, Progress, cosine, device, load_state, save_state, step_all
+
+
+@dataclass(frozen=True)
+class Stage:
+    steps: int
+    batch: int
+    frames: int
+    size: int
+    rate: float
+
+
+STAGES = (
+    Stage(steps=1000, batch=16, frames=1, size=64, rate=2e-3),
+    Stage(steps=1000, batch=4, frames=9, size=64, rate=6e-4),
+)
+KL_WEIGHT = 1.25e-5  # of the mean KL divergence of one latent value
+
+
+def batch_of_clips(rng: np.random.Generator, stage: Stage) -> torch.Tensor:
+    """Random crops of freshly rendered clips as float32 [batch, 3, frames, size, size] in −1…1."""
+    clips = []
+    for _ in range(stage.batch):
+        scene = random_scene(rng)
+        clip = render(scene, rng, frames=stage.frames)
+        y, x = rng.integers(0, SIZE - stage.size + 1, 2)
+        clips.append(clip[:, y : y + stage.size, x : x + stage.size])
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def mean_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL divergence of N(mean, exp(logvar)) from N(0, 1), averaged over all latent values."""
+    return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+
+
+def psnr(vae: AutoencoderKLCogVideoX, clips: int, seed: int = 1) -> float:
+    """Mean reconstruction PSNR in dB over held-out 17-frame clips, fp32, through the posterior's mode."""
+    rng = np.random.default_rng([seed, 0xE7A1])
+    values = []
+    for _ in range(clips):
+        clip = torch.from_numpy(render(random_scene(rng, held_out=True), rng))
+        x = clip.permute(3, 0, 1, 2)[None].float().to(vae.device) / 127.5 - 1
+        with torch.no_grad():
+            y = vae.decode(vae.encode(x).latent_dist.mode()).sample
+        seen = ((y.clamp(-1, 1) + 1) * 127.5).round()
+        values.append(float(10 * torch.log10(255**2 / F.mse_loss(seen, (x + 1) * 127.5))))
+    return float(np.mean(values))
+
+
+def train(folder: Path, seed: int = 0) -> tuple[AutoencoderKLCogVideoX, float]:
+    """Run (or resume) all stages; the state is saved in ``folder`` every 100 steps.
+
+    Returns the averaged model, its ``scaling_factor`` set from its latents, and the training time in seconds.
+    """
+    torch.manual_seed(seed)
+    vae = AutoencoderKLCogVideoX(**architecture.VAE).to(device())
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)]
+    ema = Ema(vae, 0.995)
+    state: dict[str, Any] = {"stage": 0, "step": 0, "seconds": 0.0}
+    state = load_state(folder / "vae.pt", vae, optimizers, ema) or state
+    progress = Progress("vae")
+    while state["stage"] < len(STAGES):
+        stage = STAGES[state["stage"]]
+        while state["step"] < stage.steps:
+            began = time.monotonic()
+            rng = np.random.default_rng([seed, state["stage"], state["step"]])
+            torch.manual_seed(int(rng.integers(2**31)))
+            x = batch_of_clips(rng, stage).to(device())
+            with torch.autocast(device().type, torch.bfloat16):
+                posterior = vae.encode(x).latent_dist
+                y = vae.decode(posterior.sample()).sample.float()
+            loss = F.l1_loss(y, x) + F.mse_loss(y, x) + KL_WEIGHT * mean_kl(posterior.mean, posterior.logvar)
+            loss.backward()
+            step_all(optimizers, vae, cosine(state["step"], stage.steps, stage.rate, warmup=50))
+            ema.update(vae)
+            state["step"] += 1
+            state["seconds"] += time.monotonic() - began
+            progress(state, stage.steps, float(loss.detach()))
+            if state["step"] % 100 == 0:
+                save_state(folder / "vae.pt", state, vae, optimizers, ema)
+        state = {**state, "stage": state["stage"] + 1, "step": 0}
+        save_state(folder / "vae.pt", state, vae, optimizers, ema)
+    ema.copy_to(vae)
+    vae.eval()
+    vae.register_to_config(scaling_factor=1 / latent_deviation(vae, seed))
+    return vae, state["seconds"]
+
+
+def latent_deviation(vae: AutoencoderKLCogVideoX, seed: int, clips: int = 48) -> float:
+    """Standard deviation of the latents of random clips; its inverse is the checkpoint's ``scaling_factor``."""
+    rng = np.random.default_rng([seed, 0x57D])
+    values = []
+    for _ in range(clips):
+        x = torch.from_numpy(render(random_scene(rng), rng)).to(vae.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            values.append(vae.encode(x).latent_dist.mode())
+    return float(torch.cat(values).std())

@@ -1,0 +1,106 @@
+"""What both trainers share: averaged weights, resumable state, the learning-rate curve, a progress line."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@cache
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def cosine(step: int, steps: int, rate: float, warmup: int) -> float:
+    """Linear warm-up, then a half cosine down to a hundredth of ``rate``."""
+    if step < warmup:
+        return rate * (step + 1) / warmup
+    return rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2)
+
+
+class Ema:
+    """An exponential moving average of a module's parameters; early on it follows faster (``(1+n)/(10+n)``)."""
+
+    def __init__(self, module: torch.nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, value in module.state_dict().items():
+            self.shadow[name].lerp_(value, 1 - decay)
+
+    def copy_to(self, module: torch.nn.Module) -> None:
+        module.load_state_dict(self.shadow)
+
+
+Optimizers = list[torch.optim.Optimizer]
+
+
+def step_all(optimizers: Optimizers, module: torch.nn.Module, rate: float) -> None:
+    """One clipped step of every optimizer at ``rate``; gradients are cleared after it."""
+    torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def save_state(path: Path, state: dict[str, Any], module: torch.nn.Module, optimizers: Optimizers, ema: Ema) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(
+        {
+            "state": state,
+            "module": module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "ema": ema.shadow,
+            "updates": ema.updates,
+        },
+        partial,
+    )
+    os.replace(partial, path)
+
+
+def load_state(path: Path, module: torch.nn.Module, optimizers: Optimizers, ema: Ema) -> dict[str, Any] | None:
+    """Fill the objects from ``path`` and return the loop's state, or None when there is nothing to resume."""
+    if not path.exists():
+        return None
+    saved = torch.load(path, map_location=device(), weights_only=True)
+    module.load_state_dict(saved["module"])
+    for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    ema.shadow, ema.updates = saved["ema"], saved["updates"]
+    return dict(saved["state"])
+
+
+class Progress:
+    """One line on stderr every 20 steps: step, smoothed loss, seconds left in the stage."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.loss, self.last, self.pace = name, 0.0, time.monotonic(), 0.0
+
+    def __call__(self, state: dict[str, Any], steps: int, loss: float) -> None:
+        now = time.monotonic()
+        first = self.pace == 0.0
+        self.pace = now - self.last if first else 0.9 * self.pace + 0.1 * (now - self.last)
+        self.loss = loss if first else 0.95 * self.loss + 0.05 * loss
+        self.last = now
+        if state["step"] % 20 == 0 or state["step"] == steps:
+            left = self.pace * (steps - state["step"])
+            print(
+                f"{self.name} stage {state['stage']} step {state['step']}/{steps} loss {self.loss:.4f} "
+                f"{self.pace:.2f} s/step, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,1 @@
+"""Checkpoint → graphs: torch and diffusers in, a bundle of ONNX graphs out."""

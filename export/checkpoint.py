@@ -1,0 +1,165 @@
+"""A CogVideoX checkpoint in diffusers layout: found, checked, and loaded as fp32 modules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reelquant.runtime.errors import BundleError, MissingExtra
+from reelquant.runtime.sizes import Geometry
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+_PIPELINES = {"CogVideoXPipeline": "t2v", "CogVideoXImageToVideoPipeline": "i2v", "CogVideoXVideoToVideoPipeline": "t2v"}
+_CLASSES = {
+    "transformer": "CogVideoXTransformer3DModel",
+    "vae": "AutoencoderKLCogVideoX",
+    "text_encoder": "T5EncoderModel",
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A local checkpoint folder and the name the user gave it."""
+
+    path: Path
+    name: str
+
+    @classmethod
+    def open(cls, source: str) -> Checkpoint:
+        """Find a checkpoint: a folder, or a hub id (``owner/name``, with ``@revision`` if wanted).
+
+        Raises:
+            BundleError: not found, not CogVideoX, pickled weights, or code in it.
+        """
+        path = Path(source)
+        if not path.is_dir():
+            if path.exists() or not _HUB_ID.fullmatch(source):
+                raise BundleError(f"{source} is neither a checkpoint folder nor a hub id such as zai-org/CogVideoX-2b")
+            path = _download(source)
+        checkpoint = cls(path, source.rstrip("/").rsplit("/", 1)[-1] if Path(source).is_dir() else source)
+        checkpoint._check()
+        return checkpoint
+
+    def config(self, folder: str) -> dict[str, Any]:
+        """One component's config as a dict.
+
+        Raises:
+            BundleError: it is missing or not JSON.
+        """
+        name = "scheduler_config.json" if folder == "scheduler" else "config.json"
+        return _read_json(self.path / folder / name)
+
+    @cached_property
+    def task(self) -> str:
+        """``t2v`` or ``i2v``, from the pipeline's class and the transformer's input channels."""
+        pipeline = _read_json(self.path / "model_index.json").get("_class_name")
+        task = _PIPELINES.get(str(pipeline))
+        if task is None:
+            raise BundleError(f"{self.path} is a {pipeline}; reelquant reads {', '.join(_PIPELINES)}")
+        transformer = self.config("transformer")
+        wanted = transformer["out_channels"] * (2 if task == "i2v" else 1)
+        if transformer["in_channels"] != wanted:
+            raise BundleError(
+                f"{self.path}: a {pipeline} needs {wanted} in_channels, its transformer has {transformer['in_channels']}"
+            )
+        return task
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        transformer, vae = self.config("transformer"), self.config("vae")
+        return Geometry(
+            spatial=2 ** (len(vae["block_out_channels"]) - 1),
+            temporal=int(vae["temporal_compression_ratio"]),
+            patch=transformer["patch_size"],
+            patch_t=transformer.get("patch_size_t") or 1,
+            latent_channels=vae["latent_channels"],
+            max_frames=max(49, transformer["sample_frames"]),
+        )
+
+    def hashes(self) -> dict[str, str]:
+        """sha256 of every file that an export reads, by relative name."""
+        found = {}
+        for folder in (".", *_FOLDERS):
+            for file in sorted((self.path / folder).glob("*")):
+                if file.suffix in (".json", ".safetensors", ".model"):
+                    with file.open("rb") as handle:
+                        found[file.relative_to(self.path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
+        return found
+
+    def load(self, folder: str) -> torch.nn.Module:
+        """Load one network in fp32, from safetensors only, by its named class.
+
+        Raises:
+            BundleError: the weights are missing or do not fit the config.
+        """
+        import diffusers
+        import transformers
+
+        name = _CLASSES[folder]
+        cls = getattr(transformers if folder == "text_encoder" else diffusers, name)
+        dtype = {"dtype": torch.float32} if folder == "text_encoder" else {"torch_dtype": torch.float32}
+        try:
+            module = cls.from_pretrained(self.path / folder, use_safetensors=True, local_files_only=True, **dtype)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise BundleError(f"cannot load {self.path / folder}: {error}") from error
+        return module.eval()  # type: ignore[no-any-return]
+
+    def _check(self) -> None:
+        if not (self.path / "model_index.json").is_file():
+            raise BundleError(f"{self.path} is not a diffusers checkpoint: it has no model_index.json")
+        for folder in _FOLDERS:
+            if not (self.path / folder).is_dir():
+                raise BundleError(f"{self.path} has no {folder}/; a CogVideoX checkpoint has {', '.join(_FOLDERS)}")
+            self._check_files(self.path / folder)
+        for folder, name in _CLASSES.items():
+            config = self.config(folder)
+            found = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+            if found != name:
+                raise BundleError(f"{self.path / folder} holds a {found}; reelquant exports {name}")
+            if config.keys() & {"auto_map", "custom_pipeline", "trust_remote_code"}:
+                raise BundleError(f"{self.path / folder}/config.json asks for code of its own, which is never run")
+        _ = self.task
+
+    def _check_files(self, folder: Path) -> None:
+        files = [file.name for file in folder.iterdir()]
+        safe = any(name.endswith(".safetensors") for name in files)
+        for name in files:
+            if name.endswith(_PICKLED) and not safe:
+                raise BundleError(
+                    f"{folder / name} is a pickle, and loading a pickle can run any code; "
+                    "convert the checkpoint to safetensors (save_pretrained(..., safe_serialization=True))"
+                )
+            if name.endswith(".py"):
+                raise BundleError(f"{folder / name} is code, which is never run; remove it to go on")
+        if folder.name in _CLASSES and not safe:
+            raise BundleError(f"{folder} has no .safetensors weights")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"cannot read {path}: {error}") from error
+
+
+def _download(source: str) -> Path:
+    """Fetch the checkpoint's json, safetensors and tokenizer files from the hub (its cache serves later calls)."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "export") from error
+    repository, _, revision = source.partition("@")
+    patterns = ["*.json", "*.safetensors", "*.model"]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # network, authentication and hub errors share no base
+        raise BundleError(f"cannot fetch {source} from the hub: {error}") from error

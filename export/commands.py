@@ -1,0 +1,106 @@
+"""``reelquant export`` and ``reelquant trace``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reelquant.export.road import ExportPlan, export_checkpoint
+from reelquant.export.trace_bundle import trace_bundle
+from reelquant.quant.calibrate import CalibrationPlan
+from reelquant.quant.commands import OUT, REPLACE
+from reelquant.runtime.commands.options import ENGINE, JSON, QUIET, print_json, shown, size_option
+from reelquant.runtime.progress import Progress
+
+CHECKPOINT = click.argument("checkpoint")
+SIZE = size_option("Default size of the clips [default: the checkpoint's].")
+FRAMES = click.option("--frames", type=int, help="Default number of frames [default: the checkpoint's].")
+
+
+@click.command()
+@CHECKPOINT
+@OUT
+@click.option("--precision", default=ExportPlan.precision, show_default=True, help="fp32, int8, fp8, or a recipe file.")
+@ENGINE
+@SIZE
+@FRAMES
+@click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
+@click.option("--prompts", default=CalibrationPlan.prompts, show_default=True, help="Calibration clips.")
+@click.option("--steps", default=CalibrationPlan.steps, show_default=True, help="Steps of each calibration clip.")
+@click.option("--seed", default=CalibrationPlan.seed, show_default=True, help="Calibration seed.")
+@click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
+@REPLACE
+@QUIET
+@JSON
+def export(
+    checkpoint: str,
+    out: Path,
+    precision: str,
+    engine: str,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    data: str,
+    prompts: int,
+    steps: int,
+    seed: int,
+    work: Path | None,
+    replace: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
+    plan = ExportPlan(precision, engine, size, frames, data, CalibrationPlan(prompts, steps, seed))
+
+    def say(text: str) -> None:
+        if not quiet:
+            click.echo(text, err=True)
+
+    with Progress(shown(quiet)) as progress:
+        bundle = export_checkpoint(checkpoint, out, plan, work, replace, say, progress)
+    manifest = bundle.manifest
+    if as_json:
+        parity = {name: part.parity for name, part in manifest.components.items()}
+        print_json(
+            {
+                "bundle": str(out),
+                "task": manifest.task,
+                "precision": manifest.precision,
+                "engines": manifest.engines,
+                "digest": bundle.digest,
+                "bytes": sum(entry.size for entry in manifest.files.values()),
+                "parity": parity,
+                "quantization": manifest.quantization,
+            }
+        )
+    else:
+        size_mb = sum(entry.size for entry in manifest.files.values()) / 1e6
+        click.echo(f"{out}: {manifest.task}, {manifest.precision}, {size_mb:.1f} MB, ready for {engine}")
+
+
+@click.command()
+@CHECKPOINT
+@OUT
+@SIZE
+@FRAMES
+@REPLACE
+@QUIET
+@JSON
+def trace(
+    checkpoint: str,
+    out: Path,
+    size: tuple[int, int] | None,
+    frames: int | None,
+    replace: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Trace CHECKPOINT's networks, check each graph against torch, and write the fp32 bundle OUT."""
+    with Progress(shown(quiet)) as progress:
+        bundle = trace_bundle(checkpoint, out, size, frames, replace, progress)
+    parts = bundle.manifest.components
+    if as_json:
+        print_json({"bundle": str(out), "parity": {n: p.parity for n, p in parts.items()}, "digest": bundle.digest})
+        return
+    worst = max(entry["relative_l2"] for part in parts.values() for entry in part.parity.values())
+    click.echo(f"{out}: {sum(len(p.graphs) for p in parts.values())} graphs, worst relative L2 to torch {worst:.1e}")

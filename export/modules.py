@@ -1,0 +1,153 @@
+"""The traced modules: diffusers' and transformers' networks with the signatures that a bundle's graphs have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Caches = dict[str, Tensor]
+
+
+class TextEncoder(nn.Module):
+    """``input_ids [batch, text_tokens] int64 → embeds [batch, text_tokens, text_width]``.
+
+    CogVideoX attends to the padding too (its pipelines pass no mask), so there is none here.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        embeds: Tensor = self.encoder(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).last_hidden_state
+        return embeds
+
+
+class RotaryAttention:
+    """Attention over text and video together, spelled out as MatMul–Softmax–MatMul.
+
+    The rotary tables cover the text tokens as well (cosine 1, sine 0), so the whole sequence is rotated in one
+    multiply-add and nothing is split or scattered. The scale is on the query, where every engine's fusion expects it.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        text_tokens = encoder_hidden_states.shape[1]
+        tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        query, key, value = (
+            project(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        if image_rotary_emb is not None:
+            query, key = rotate(query, *image_rotary_emb), rotate(key, *image_rotary_emb)
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        mixed = attn.to_out[0](mixed)
+        return mixed[:, text_tokens:], mixed[:, :text_tokens]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of x [batch, heads, tokens, head_dim] by the tables [tokens, head_dim] (RoFormer)."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return x * cos + torch.stack([-odd, even], dim=-1).flatten(-2) * sin
+
+
+class Transformer(nn.Module):
+    """One denoising step for text-to-video.
+
+    ``latents [batch, latent_frames, channels, height, width]``, ``text [batch, text_tokens, text_width]``,
+    ``timestep [batch] int64``, ``rotary_cos`` and ``rotary_sin [text_tokens + video_tokens, head_dim]`` →
+    ``velocity``, shaped as the latents.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        super().__init__()
+        transformer.set_attn_processor(RotaryAttention())
+        self.transformer = transformer
+
+    def forward(
+        self, latents: Tensor, text: Tensor, timestep: Tensor, rotary_cos: Tensor, rotary_sin: Tensor
+    ) -> Tensor:
+        velocity: Tensor = self.transformer(
+            latents, text, timestep, image_rotary_emb=(rotary_cos, rotary_sin), return_dict=False
+        )[0]
+        return velocity
+
+
+class ImageTransformer(Transformer):
+    """As :class:`Transformer`, with ``image_latents`` of the latents' shape joined on the channel axis."""
+
+    def forward(  # type: ignore[override]
+        self,
+        latents: Tensor,
+        image_latents: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        rotary_cos: Tensor,
+        rotary_sin: Tensor,
+    ) -> Tensor:
+        joined = torch.cat([latents, image_latents], dim=2)
+        return super().forward(joined, text, timestep, rotary_cos, rotary_sin)
+
+
+class VaeStream(nn.Module):
+    """One chunk of the causal 3D VAE: ``x`` and the caches of the chunk before → the chunk's output and new caches.
+
+    Each cache is the last two frames that a causal convolution saw. Without caches this is the stream's first chunk.
+    1×1×1 convolutions report caches too, but look at no earlier frame, so theirs are dropped.
+    """
+
+    def __init__(self, vae: Any, half: str) -> None:
+        super().__init__()
+        self.network = getattr(vae, half)
+        self.before = vae.post_quant_conv if half == "decoder" else None
+        self.after = vae.quant_conv if half == "encoder" else None
+
+    def forward(self, x: Tensor, caches: Caches | None = None) -> tuple[Tensor, Caches]:
+        if self.before is not None:
+            x = self.before(x)
+        y, new = self.network(x, conv_cache=_nest(caches) if caches else None)
+        if self.after is not None:
+            y = self.after(y)
+        return y, _flatten(new)
+
+
+def _flatten(nested: dict[str, Any], prefix: str = "cache") -> Caches:
+    flat: Caches = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}.{name}"))
+        elif value is not None and name not in ("conv_y", "conv_b"):
+            flat[f"{prefix}.{name}"] = value
+    return flat
+
+
+def _nest(flat: Caches) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, leaf = path.split(".")[1:]
+        place = nested
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[leaf] = value
+    return nested
+
+
+def plain_convolutions() -> None:
+    """Make diffusers' "safe" 3D convolution a plain one while tracing.
+
+    It splits its input when that exceeds 2 GB, and the size check is control flow on shapes, which a trace with
+    symbolic sizes cannot follow. The split changes memory, not results.
+    """
+    from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSafeConv3d
+
+    CogVideoXSafeConv3d.forward = nn.Conv3d.forward

@@ -1,0 +1,48 @@
+"""The parity gate: every graph runs on ONNX Runtime beside its torch module before a bundle is finished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelquant.export.graphs import Graph
+from reelquant.export.trace import call
+from reelquant.runtime.engine import open_plan
+from reelquant.runtime.errors import AccuracyError
+
+TOLERANCE = {"fp32": 1e-4}  # relative L2; fp32 graphs differ from torch by the order of additions only
+
+
+def relative_l2(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+    """‖found − wanted‖ / ‖wanted‖, in float64; infinite when anything is not finite or the shapes differ."""
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    norm = float(np.linalg.norm(wanted.astype(np.float64)))
+    return float(np.linalg.norm(found.astype(np.float64) - wanted.astype(np.float64))) / max(norm, 1e-30)
+
+
+def check_parity(graph: Graph, path: Path, component: str, precision: str = "fp32") -> dict[str, Any]:
+    """Run ``path`` and the torch module on every sample and return the worst tensor with its error.
+
+    Raises:
+        AccuracyError: an output is further from torch than the precision's tolerance; the message names it.
+    """
+    plan = open_plan("onnxruntime", path)
+    worst = {"tensor": "", "relative_l2": -1.0, "sizes": len(graph.samples), "tolerance": TOLERANCE[precision]}
+    for inputs in graph.samples:
+        wanted = call(graph.spec.module, inputs)
+        found = plan.run({name: value.numpy() for name, value in inputs.items() if name in plan.inputs})
+        for name, value in wanted.items():
+            tensor = name or graph.spec.outputs[0]
+            error = relative_l2(found[tensor], value.numpy())
+            if not error <= float(worst["relative_l2"]):  # type: ignore[arg-type]
+                worst.update(tensor=tensor, relative_l2=error, shape=list(value.shape))
+    if not float(worst["relative_l2"]) <= TOLERANCE[precision]:  # type: ignore[arg-type]
+        raise AccuracyError(
+            f"{component}/{graph.spec.name} differs from torch: relative L2 {worst['relative_l2']:.2e} in "
+            f"{worst['tensor']} {worst.get('shape')}, allowed {TOLERANCE[precision]:.0e}; "
+            "the export stops here, please report the checkpoint and the versions of torch and onnxruntime"
+        )
+    return worst

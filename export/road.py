@@ -1,0 +1,151 @@
+"""The whole road: checkpoint → fp32 bundle → ranges → quantized bundle → engines, each stage only where it is due."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.trace_bundle import bundle_defaults, tool_versions, trace_bundle
+from reelquant.quant.calibrate import CalibrationPlan, calibrate, hash_prompts
+from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.quantize import quantize_bundle
+from reelquant.quant.ranges import Ranges
+from reelquant.quant.recipe import Recipe, built_in_recipes
+from reelquant.runtime.atomic import partial_folder
+from reelquant.runtime.build import build_bundle
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version
+from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to make of a checkpoint; the command line's defaults are these."""
+
+    precision: str = "fp32"
+    engine: str = DEFAULT_ENGINE
+    size: tuple[int, int] | None = None
+    frames: int | None = None
+    data: str = "general"
+    calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
+
+
+def precisions() -> list[str]:
+    """``fp32`` and every recipe that comes with reelquant; a recipe file's path is a precision too."""
+    return ["fp32", *built_in_recipes()]
+
+
+def export_checkpoint(
+    source: str,
+    out: Path,
+    plan: ExportPlan,
+    work: Path | None = None,
+    replace: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Make the bundle ``out`` from a checkpoint.
+
+    ``work`` keeps the fp32 bundle and the ranges; what is there and still true is used again, so that a second
+    precision costs only its own stages. Without it they live in a scratch folder.
+
+    Raises:
+        BadInput: an unknown precision or engine, an impossible size, or ``out`` is taken.
+        BundleError: the checkpoint cannot be used.
+        AccuracyError: a graph differs from torch.
+        MissingExtra: the engine's package is not installed.
+    """
+    check_engine(plan.engine)
+    engine_version(plan.engine)  # a missing package is reported before the work, not after it
+    recipe = _recipe(plan.precision)
+    data = CalibrationData.load(plan.data) if recipe else None
+    if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
+    if recipe is None and work is None:
+        say(f"trace {source}")
+        bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress)
+        say(f"build for {plan.engine}")
+        return build_bundle(bundle, plan.engine, progress=progress)
+    with _work_folder(work, out) as folder:
+        fp32 = _traced(source, folder / "fp32", plan, say, progress)
+        if recipe is None or data is None:
+            bundle = _copied(fp32, out, replace)
+        else:
+            ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, say, progress)
+            say(f"quantize by recipe {recipe.name}")
+            bundle = quantize_bundle(fp32, ranges, recipe, out, replace)
+        say(f"build for {plan.engine}")
+        return build_bundle(bundle, plan.engine, progress=progress)
+
+
+def _recipe(precision: str) -> Recipe | None:
+    if precision == "fp32":
+        return None
+    if precision not in precisions() and not precision.endswith(".toml"):
+        raise BadInput(f"unknown precision {precision!r}; one of {', '.join(precisions())}, or a recipe file (.toml)")
+    return Recipe.load(precision)
+
+
+def _traced(source: str, path: Path, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
+    checkpoint = Checkpoint.open(source)
+    try:
+        bundle = Bundle.open(path)
+        manifest = bundle.manifest
+        if (
+            manifest.source["files"] == checkpoint.hashes()
+            and manifest.tools == tool_versions()
+            and manifest.defaults == bundle_defaults(checkpoint, plan.size, plan.frames)
+        ):
+            bundle.check_hashes()
+            say(f"trace: {path} is up to date")
+            return bundle
+    except BundleError:
+        pass  # nothing there, or half of something: made anew
+    say(f"trace {source}")
+    return trace_bundle(source, path, plan.size, plan.frames, replace=True, progress=progress)
+
+
+def _calibrated(
+    fp32: Bundle,
+    path: Path,
+    data: CalibrationData,
+    plan: CalibrationPlan,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> Ranges:
+    try:
+        ranges = Ranges.load(path)
+        made = ranges.provenance
+        wanted = (fp32.digest, plan.prompts, plan.steps, plan.seed, hash_prompts(data.first(plan.prompts)))
+        if (made.source_digest, made.prompts, made.steps, made.seed, made.prompts_sha256) == wanted:
+            say(f"calibrate: {path} is up to date ({ranges.summary})")
+            return ranges
+    except BundleError:
+        pass
+    say(f"calibrate on {data.name}: {plan.prompts} prompts, {plan.steps} steps each")
+    ranges = calibrate(fp32, data, plan, progress)
+    ranges.save(path, replace=True)
+    return ranges
+
+
+def _copied(bundle: Bundle, out: Path, replace: bool) -> Bundle:
+    with partial_folder(out, replace) as folder:
+        shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+    return Bundle.open(out)
+
+
+@contextmanager
+def _work_folder(work: Path | None, out: Path) -> Iterator[Path]:
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+        yield work
+        return
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.absolute().parent) as folder:
+        yield Path(folder)

@@ -1,0 +1,140 @@
+"""The first stage: a checkpoint in, a bundle of fp32 graphs out."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.graphs import COMPONENTS, component_graphs
+from reelquant.export.parity import check_parity
+from reelquant.export.passes.name_by_module import name_by_module
+from reelquant.export.trace import trace
+from reelquant.quant.graph_files import save_graphs
+from reelquant.quant.stats import graph_stats
+from reelquant.runtime.atomic import partial_folder
+from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
+from reelquant.runtime.errors import BundleError
+from reelquant.runtime.manifest import Component, Defaults, Manifest
+from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.sizes import Size, checked
+
+_PREFIX = {"text_encoder": "encoder", "transformer": "transformer", "vae_encoder": "network", "vae_decoder": "network"}
+
+
+def trace_bundle(
+    source: str,
+    out: Path,
+    size: tuple[int, int] | None = None,
+    frames: int | None = None,
+    replace: bool = False,
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Trace every network of a checkpoint, check each graph against torch, and write an fp32 bundle.
+
+    ``size`` (height, width) and ``frames`` become the bundle's defaults; its graphs serve every size.
+
+    Raises:
+        BundleError: the checkpoint cannot be used.
+        BadInput: the size is not one the model can make, or ``out`` exists and ``replace`` is not set.
+        AccuracyError: a graph differs from torch.
+    """
+    checkpoint = Checkpoint.open(source)
+    defaults = bundle_defaults(checkpoint, size, frames)
+    with partial_folder(out, replace) as folder:
+        components = {}
+        with progress.stage("trace", total=len(COMPONENTS)) as advance:
+            for name in COMPONENTS:
+                components[name] = _trace_component(checkpoint, name, folder)
+                advance()
+        _write_tokenizer(checkpoint, folder)
+        vae = checkpoint.config("vae")
+        manifest = Manifest(
+            task=checkpoint.task,
+            precision="fp32",
+            defaults=defaults,
+            geometry=checkpoint.geometry,
+            text_tokens=checkpoint.config("transformer")["max_text_seq_length"],
+            transformer=checkpoint.config("transformer"),
+            vae={key: vae.get(key) for key in ("scaling_factor", "invert_scale_latents")},
+            scheduler=checkpoint.config("scheduler"),
+            components=components,
+            source={"checkpoint": checkpoint.name, "files": checkpoint.hashes()},
+            tools=tool_versions(),
+            files=list_files(folder),
+        )
+        write_manifest(folder, manifest)
+    return Bundle.open(out)
+
+
+def tool_versions() -> dict[str, str]:
+    """What decides how a traced graph looks: the packages, and a digest of this package's own source."""
+    versions = {name: version(name) for name in ("reelquant", "torch", "diffusers", "transformers", "onnxscript")}
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.read_bytes())
+    return {**versions, "exporter": digest.hexdigest()[:16]}
+
+
+def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames: int | None) -> Defaults:
+    """The sizes a bundle of this checkpoint renders at when nothing else is asked for: the trained ones, or the user's.
+
+    Raises:
+        BadInput: a size that the model cannot make.
+        BundleError: a variant that this version does not export.
+    """
+    config, geometry = checkpoint.config("transformer"), checkpoint.geometry
+    if not config.get("use_rotary_positional_embeddings") or config.get("patch_size_t"):
+        raise BundleError(
+            f"{checkpoint.path}: only checkpoints with rotary positions and no temporal patches can be exported by "
+            "this version (CogVideoX-2b's added positions and the 1.5 family are on the road)"
+        )
+    height, width = size or (config["sample_height"] * geometry.spatial, config["sample_width"] * geometry.spatial)
+    chosen = checked(Size(frames or config["sample_frames"], height, width), geometry)
+    return Defaults(**asdict(chosen))
+
+
+def _trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Component:
+    from onnxscript.optimizer import optimize_ir
+
+    models: dict[str, ir.Model] = {}
+    passes: dict[str, Any] = {}
+    graphs = list(component_graphs(checkpoint, name))
+    for graph in graphs:
+        model = trace(graph.spec, graph.samples[0])
+        before = sum(1 for _ in model.graph)
+        optimize_ir(model)
+        named = name_by_module(model, _PREFIX[name])
+        passes[graph.spec.name] = {
+            "traced_nodes": before,
+            "folded_nodes": before - sum(1 for _ in model.graph),
+            "named_weights": named,
+        }
+        models[graph.spec.name] = model
+    files = save_graphs(folder / name, models)
+    return Component(
+        graphs=files,
+        stats={graph: graph_stats(model) for graph, model in models.items()},
+        passes=passes,
+        parity={graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name) for graph in graphs},
+    )
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write ``tokenizer.json`` as transformers builds it, from the checkpoint's own or its sentencepiece model.
+
+    A checkpoint's file is not copied: transformers changes a T5 tokenizer's rules while loading it, and the pipelines'
+    token ids are those of the changed rules.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path / "tokenizer", local_files_only=True)
+        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+    except (OSError, ValueError, AttributeError) as error:
+        raise BundleError(f"cannot read {checkpoint.path / 'tokenizer'}: {error}") from error

@@ -1,0 +1,144 @@
+"""The second stage: run the fp32 bundle over prompts and timesteps, and write down what its linears were fed.
+
+No torch and no second implementation: the bundle's own pipeline makes clips, with reductions added to its transformer
+graph. Every clip visits all timesteps of its run, and every step computes both halves of guidance, so the samples are
+stratified over timestep and over conditional/unconditional by construction.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.graph_files import WEIGHTS, load_graph
+from reelquant.quant.linears import linear_nodes
+from reelquant.quant.passes.observe import observe
+from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """How much is sampled: ``prompts`` clips of ``steps`` steps each give 2 · prompts · steps samples."""
+
+    prompts: int = 8
+    steps: int = 10
+    seed: int = 0
+    engine: str = "onnxruntime"
+
+
+def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, progress: Progress = SILENT) -> Ranges:
+    """Observe the input of every linear of the transformer.
+
+    Raises:
+        BadInput: too few prompts or images, guidance is off, or the bundle is already quantized.
+    """
+    manifest = bundle.manifest
+    if manifest.precision != "fp32":
+        raise BadInput(f"{bundle.path} is {manifest.precision}; calibrate the fp32 bundle that export wrote")
+    if manifest.defaults.guidance <= 1:
+        raise BadInput(f"{bundle.path} has guidance off, so it has no unconditional half to calibrate")
+    prompts = data.first(plan.prompts)
+    images = data.images_for(plan.prompts) if manifest.task == "i2v" else [None] * plan.prompts
+    pipeline = Pipeline(bundle, plan.engine)
+    with _observed_transformer(bundle, plan.engine) as recorder:
+        pipeline.replace_transformer(recorder)
+        with progress.stage("calibrate", plan.prompts) as advance:
+            for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+                recorder.prompt = number
+                request = Request(prompt, image, seed=plan.seed + number, steps=plan.steps)
+                pipeline.sample(request, pipeline.settings(request))
+                advance()
+    provenance = Provenance(
+        task=manifest.task,
+        seed=plan.seed,
+        prompts=plan.prompts,
+        prompts_sha256=hash_prompts(prompts),
+        steps=plan.steps,
+        engine=plan.engine,
+        engine_version=engine_version(plan.engine),
+        source_digest=bundle.digest,
+    )
+    return recorder.ranges(provenance)
+
+
+def hash_prompts(prompts: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+
+
+@dataclass
+class _Recorder:
+    """A transformer plan that keeps its observers' outputs and hands on the rest."""
+
+    plan: Plan
+    prompt: int = 0
+    timestep: list[Array] = field(default_factory=list)
+    conditional: list[Array] = field(default_factory=list)
+    prompts: list[Array] = field(default_factory=list)
+    seen: dict[str, list[Array]] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return self.plan.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(name for name in self.plan.outputs if not name.endswith((LOW, HIGH)))
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        results = self.plan.run(feeds)
+        batch = len(feeds["timestep"])
+        self.timestep.append(feeds["timestep"])
+        self.conditional.append(np.arange(batch) >= batch // 2)  # the unconditional half comes first
+        self.prompts.append(np.full(batch, self.prompt, np.int64))
+        for name in list(results):
+            if name.endswith((LOW, HIGH)):
+                self.seen.setdefault(name, []).append(results.pop(name))
+        return results
+
+    def ranges(self, provenance: Provenance) -> Ranges:
+        samples = Samples(np.concatenate(self.timestep), np.concatenate(self.conditional), np.concatenate(self.prompts))
+        arrays = {name: np.concatenate(values).astype(np.float32) for name, values in self.seen.items()}
+        return Ranges(
+            provenance,
+            samples,
+            low={name.removesuffix(LOW): array for name, array in arrays.items() if name.endswith(LOW)},
+            high={name.removesuffix(HIGH): array for name, array in arrays.items() if name.endswith(HIGH)},
+        )
+
+
+@contextmanager
+def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
+    """Load the transformer with observers; its graph is rewritten into a scratch folder, its weights are linked."""
+    path = bundle.graph("transformer", "main")
+    bundle.check_hashes(lambda name: name.startswith("transformer/"))
+    model = load_graph(path)
+    observe(model, [linear.activation for linear in linear_nodes(model)])
+    # Beside the bundle: on the same disk the weights can be linked, and need not be copied.
+    with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=bundle.path.absolute().parent) as folder:
+        observed = Path(folder) / "observed.onnx"
+        ir.save(model, observed)
+        _link(path.parent / WEIGHTS, observed.parent / WEIGHTS)
+        yield _Recorder(open_plan(engine, observed))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,68 @@
+"""What a bundle is calibrated on: a folder with ``prompts.txt`` and, for image-to-video, ``images/``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from reelquant.runtime.errors import BadInput
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Prompts in file order and images in name order; image i goes with prompt i."""
+
+    name: str
+    prompts: tuple[str, ...]
+    images: tuple[Path, ...]
+
+    @classmethod
+    def load(cls, name_or_path: str) -> CalibrationData:
+        """Read a set that comes with reelquant (``general``, ``demo``) by name, or any such folder by path.
+
+        Raises:
+            BadInput: there is none such, or it has no prompts.
+        """
+        built_in = _built_in()
+        folder = built_in.get(name_or_path, Path(name_or_path))
+        try:
+            text = (folder / "prompts.txt").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(
+                f"no calibration data in {name_or_path} ({error}); give one of {', '.join(built_in)}, "
+                "or a folder with prompts.txt (one prompt a line) and images/"
+            ) from error
+        prompts = tuple(line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+        images = tuple(sorted(f for f in (folder / "images").glob("*") if f.suffix.lower() in _IMAGES))
+        return cls(name_or_path, prompts, images)
+
+    def first(self, count: int) -> tuple[str, ...]:
+        """The first ``count`` prompts.
+
+        Raises:
+            BadInput: there are fewer, or none are wanted.
+        """
+        if not 1 <= count <= len(self.prompts):
+            raise BadInput(f"calibration data {self.name} has {len(self.prompts)} prompts; {count} cannot be used")
+        return self.prompts[:count]
+
+    def images_for(self, count: int) -> list[Path]:
+        """One image for each of the first ``count`` prompts.
+
+        Raises:
+            BadInput: there are fewer.
+        """
+        if len(self.images) < count:
+            raise BadInput(
+                f"calibration data {self.name} has {len(self.images)} images for {count} prompts; put PNG, JPEG or WebP "
+                "files into its images/ folder, one for each prompt in the order of their names"
+            )
+        return list(self.images[:count])
+
+
+def _built_in() -> dict[str, Path]:
+    """Sets by name: in the wheel they lie beside the other packages, in a checkout beside ``quant/``."""
+    root = Path(__file__).parents[1] / "calib_data"
+    return {folder.name: folder for folder in sorted(root.glob("*")) if (folder / "prompts.txt").is_file()}

@@ -1,0 +1,76 @@
+"""``reelquant calibrate`` and ``reelquant quantize``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reelquant.quant.calibrate import CalibrationPlan
+from reelquant.quant.calibrate import calibrate as run_calibration
+from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.quantize import quantize_bundle
+from reelquant.quant.ranges import Ranges
+from reelquant.quant.recipe import Recipe
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.progress import Progress
+
+OUT = click.argument("out", type=click.Path(path_type=Path))
+REPLACE = click.option("--replace", is_flag=True, help="Replace OUT when it exists, once the new one is whole.")
+
+
+@click.command()
+@BUNDLE
+@OUT
+@click.option("--data", default="general", show_default=True, help="A set by name, or a folder: prompts.txt and images/.")
+@click.option("--prompts", default=CalibrationPlan.prompts, show_default=True, help="Clips to make.")
+@click.option("--steps", default=CalibrationPlan.steps, show_default=True, help="Denoising steps of each.")
+@click.option("--seed", default=CalibrationPlan.seed, show_default=True)
+@click.option("--engine", default=CalibrationPlan.engine, show_default=True)
+@REPLACE
+@QUIET
+@JSON
+def calibrate(
+    bundle: Path,
+    out: Path,
+    data: str,
+    prompts: int,
+    steps: int,
+    seed: int,
+    engine: str,
+    replace: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run BUNDLE (fp32) over prompts and timesteps, and write the ranges of its activations to the folder OUT."""
+    if out.exists() and not replace:
+        raise BadInput(f"{out} exists; choose another name, or --replace it")
+    plan = CalibrationPlan(prompts, steps, seed, engine)
+    with Progress(shown(quiet)) as progress:
+        ranges = run_calibration(Bundle.open(bundle), CalibrationData.load(data), plan, progress)
+    ranges.save(out, replace)
+    if as_json:
+        facts = {"tensors": len(ranges.low), "samples": len(ranges.samples), "prompts": prompts, "steps": steps}
+        print_json({"path": str(out), "digest": ranges.digest, **facts})
+    else:
+        click.echo(f"{out}: {ranges.summary}")
+
+
+@click.command()
+@BUNDLE
+@click.argument("ranges", type=click.Path(path_type=Path))
+@OUT
+@click.option("--recipe", default="int8", show_default=True, help="int8, fp8, or a .toml file.")
+@REPLACE
+@JSON
+def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, replace: bool, as_json: bool) -> None:
+    """Quantize the transformer of BUNDLE (fp32) with RANGES by a recipe, and write the bundle OUT."""
+    made = quantize_bundle(Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe), out, replace)
+    part = made.manifest.components["transformer"]
+    counts = part.passes["insert_qdq"]
+    if as_json:
+        print_json({"path": str(out), "recipe": recipe, **counts, "stats": part.stats["main"]})
+    else:
+        click.echo(f"{out}: {counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped")

@@ -1,0 +1,95 @@
+"""Graphs on disk: small ONNX files that share one ``weights.safetensors`` per component.
+
+ONNX external data is (file, offset, length), so it can point into a safetensors file: engines read it as ever, a
+component's graphs share one copy of a weight, and any safetensors tool can look at the weights by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx_ir as ir
+
+WEIGHTS = "weights.safetensors"
+_LEAST_BYTES = 512  # smaller tensors (scales, shapes) stay in the ONNX file
+_PAGE = 4096
+_DTYPES = {
+    ir.DataType.FLOAT: "F32",
+    ir.DataType.FLOAT16: "F16",
+    ir.DataType.BFLOAT16: "BF16",
+    ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
+    ir.DataType.INT8: "I8",
+    ir.DataType.UINT8: "U8",
+    ir.DataType.INT32: "I32",
+    ir.DataType.INT64: "I64",
+    ir.DataType.BOOL: "BOOL",
+}
+
+
+def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, str]:
+    """Write ``graphs`` as ``folder/NAME.onnx`` and return the files by graph name, relative to ``folder``'s parent.
+
+    The models keep their tensors; weights are written one at a time.
+
+    Raises:
+        ValueError: two graphs use one name for different weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, ir.TensorProtocol] = {}
+    for model in graphs.values():
+        for name, value in model.graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < _LEAST_BYTES or tensor.dtype not in _DTYPES:
+                continue
+            other = tensors.setdefault(name, tensor)
+            if other is not tensor and (other.shape != tensor.shape or other.tobytes() != tensor.tobytes()):
+                raise ValueError(f"{name} differs between the graphs {', '.join(graphs)}")
+    places = _write_safetensors(folder / WEIGHTS, tensors)
+    for graph, model in graphs.items():
+        kept = {name: value.const_value for name, value in model.graph.initializers.items()}
+        for name, value in model.graph.initializers.items():
+            if name in places:
+                offset, length = places[name]
+                value.const_value = ir.ExternalTensor(
+                    WEIGHTS, offset, length, tensors[name].dtype,
+                    shape=ir.Shape(tensors[name].shape), name=name, base_dir=folder,
+                )  # fmt: skip
+        try:
+            ir.save(model, folder / f"{graph}.onnx")
+        finally:
+            for name, tensor in kept.items():
+                model.graph.initializers[name].const_value = tensor
+    return {graph: f"{folder.name}/{graph}.onnx" for graph in graphs}
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Read an ONNX file; its weights stay on disk until they are looked at."""
+    return ir.load(path)
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, tuple[int, int]]:
+    """Stream ``tensors`` to ``path``, largest first, and return each one's (offset in the file, length).
+
+    The format has no room between tensors, so the header is padded to a page and sizes descend: what engines map into
+    memory is then aligned.
+    """
+    order = sorted(tensors, key=lambda name: (-tensors[name].nbytes, name))
+    header, end = {}, 0
+    for name in order:
+        tensor = tensors[name]
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": [int(dim) for dim in tensor.shape.numpy()],
+            "data_offsets": [end, end + tensor.nbytes],
+        }
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _PAGE)
+    start = len(text) + 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(tensors[name].tobytes())
+    return {name: (start + entry["data_offsets"][0], tensors[name].nbytes) for name, entry in header.items()}

@@ -1,0 +1,71 @@
+"""Find the linears of a traced transformer: what every pass of this package works on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A MatMul or Gemm whose second input is a stored matrix, quantized or not.
+
+    ``activation`` and ``weight`` are value names, seen through any Q/DQ: the tensor that is quantized, and the
+    initializer. ``shape`` is (K, N): ``[..., K] → [..., N]``; ``transposed`` says that the weight is stored [N, K].
+    """
+
+    node: ir.Node
+    name: str
+    activation: str
+    weight: str
+    shape: tuple[int, int]
+    transposed: bool
+
+    @property
+    def family(self) -> str:
+        """The name with its block number as ``*``: ``transformer_blocks.*.ff.net.0.proj``."""
+        return re.sub(r"\.\d+\.", ".*.", self.name, count=1)
+
+
+def linear_nodes(model: ir.Model) -> list[Linear]:
+    """Every linear of the main graph, in graph order."""
+    found = (_linear(node) for node in model.graph)
+    return [linear for linear in found if linear is not None]
+
+
+def quantized_source(value: ir.Value | None) -> ir.Value | None:
+    """What a DequantizeLinear makes ``value`` from: an initializer or a QuantizeLinear's output. None without one."""
+    producer = value.producer() if value is not None else None
+    return producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def _linear(node: ir.Node) -> Linear | None:
+    if node.op_type not in ("MatMul", "Gemm") or node.domain != "":
+        return None
+    read, factor = node.inputs[:2]
+    weight = quantized_source(factor) or factor
+    if read is None or weight is None or not weight.is_initializer() or read.is_initializer():
+        return None
+    if weight.shape is None or weight.shape.rank() != 2 or not weight.shape.is_static():
+        return None
+    rows, columns = weight.shape.numpy()
+    transposed = node.attributes.get_int("transB", 0) == 1
+    return Linear(
+        node=node,
+        name=node.name or "",
+        activation=_before_qdq(read).name or "",
+        weight=weight.name or "",
+        shape=(columns, rows) if transposed else (rows, columns),
+        transposed=transposed,
+    )
+
+
+def _before_qdq(value: ir.Value) -> ir.Value:
+    """x of ``x → QuantizeLinear → DequantizeLinear → value``; ``value`` itself where there is no such pair."""
+    quantized = quantized_source(value)
+    producer = quantized.producer() if quantized is not None else None
+    if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
+        return value
+    return producer.inputs[0]

@@ -1,0 +1,69 @@
+"""What a linear may be computed in: formats, granularities, and the three numerics a recipe can name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import ml_dtypes
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Format:
+    """An 8-bit number format. ``largest`` is the magnitude that a tensor's absolute maximum is mapped to."""
+
+    name: str
+    dtype: np.dtype[Any]
+    largest: float
+
+
+# ±127, not -128: the grid is then its own mirror image, so negating a weight negates its product exactly, no zero
+# point is needed, and no product exceeds 127². It is also the range TensorRT's symmetric scales (absmax/127) assume.
+INT8 = Format("int8", np.dtype(np.int8), 127.0)
+# The largest finite value of E4M3 "fn" (OCP OFP8, table 1): 1.75 · 2⁸. It has no infinity.
+FP8_E4M3 = Format("fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale: values [...] → scale []."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale per index of ``axis``: values [K, N], axis 1 → scale [N]."""
+
+    axis: int
+
+
+Granularity: TypeAlias = PerTensor | PerChannel
+
+
+@dataclass(frozen=True)
+class High:
+    """Stay in the graph's own precision."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """8 bit on both sides of the product, in one format: no engine multiplies INT8 by FP8.
+
+    ``weights`` speaks of a weight [K, N], so output channels are axis 1. Activations are always static and per tensor,
+    the only kind TensorRT takes.
+    """
+
+    format: Format
+    weights: Granularity
+    activations: PerTensor = PerTensor()
+
+
+Numerics: TypeAlias = Quantized | High
+
+HIGH = High()
+# What a recipe can write after ``numerics =``.
+NUMERICS: dict[str, Numerics] = {
+    "high": HIGH,
+    "int8": Quantized(INT8, weights=PerChannel(axis=1)),
+    "fp8": Quantized(FP8_E4M3, weights=PerTensor()),
+}

@@ -1,0 +1,1 @@
+"""Passes that observe and quantize an onnx-ir model."""

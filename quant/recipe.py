@@ -1,0 +1,128 @@
+"""Recipe: which node is computed in what. A short TOML list of (node-name pattern → numerics); the last match wins."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from reelquant.quant.numerics import HIGH, NUMERICS, High, Numerics
+from reelquant.runtime.errors import BadInput
+
+_FOLDER = Path(__file__).with_name("recipes")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Nodes whose name matches the glob ``match`` get ``NUMERICS[numerics]``."""
+
+    match: str
+    numerics: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Rules in the order of their file. A node that none matches stays high."""
+
+    name: str
+    description: str
+    rules: tuple[Rule, ...]
+
+    @classmethod
+    def load(cls, name_or_path: str | Path) -> Recipe:
+        """Read a recipe that comes with reelquant by its name (``"int8"``), or any ``.toml`` file by its path.
+
+        Raises:
+            BadInput: there is none such, or the file breaks a rule of this format.
+        """
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            path = _FOLDER / f"{name_or_path}.toml"
+            if str(name_or_path) not in built_in_recipes():
+                raise BadInput(
+                    f"unknown recipe {str(name_or_path)!r}; one of {', '.join(built_in_recipes())}, "
+                    "or the path of a .toml file"
+                )
+        try:
+            return cls.parse(path.read_text(encoding="utf-8"), str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"cannot read the recipe {path}: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str, where: str = "recipe") -> Recipe:
+        """Read a recipe from TOML text; ``where`` is what errors call it.
+
+        Raises:
+            BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or two 8-bit formats.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise BadInput(f"{where} is not valid TOML: {error}") from error
+        _check_keys(table, {"name": str, "description": str, "rules": list}, where)
+        if not table["rules"]:
+            raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
+        rules = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
+        formats = {rule.numerics for rule in rules if NUMERICS[rule.numerics] != HIGH}
+        if len(formats) > 1:
+            raise BadInput(f"{where} names {' and '.join(sorted(formats))}; an engine holds one of them, so choose one")
+        return cls(table["name"], table["description"], rules)
+
+    def resolve(self, node_name: str) -> Numerics:
+        """The numerics of one node: those of the last rule that matches its name, else ``HIGH``."""
+        for rule in reversed(self.rules):
+            if fnmatchcase(node_name, rule.match):
+                return NUMERICS[rule.numerics]
+        return HIGH
+
+    def check(self, nodes: Collection[str], linears: Collection[str]) -> None:
+        """See that every rule has something to say about a graph with these node names.
+
+        Raises:
+            BadInput: a pattern matches no node, or quantizes and matches no linear: most likely a misspelling, which
+                would otherwise leave a layer in a precision nobody asked for.
+        """
+        for rule in self.rules:
+            high = isinstance(NUMERICS[rule.numerics], High)
+            if not any(fnmatchcase(name, rule.match) for name in (nodes if high else linears)):
+                some = ", ".join(sorted(linears)[:3]) or "none"
+                raise BadInput(
+                    f"recipe {self.name!r}: pattern {rule.match!r} matches no {'node' if high else 'linear'} of this "
+                    f"graph; its linears are {some}{', …' if len(linears) > 3 else ''}; correct or remove the rule"
+                )
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the rules in order: what the recipe does, not how it is described."""
+        rules = [[rule.match, rule.numerics] for rule in self.rules]
+        return hashlib.sha256(json.dumps(rules, ensure_ascii=False).encode()).hexdigest()
+
+
+def built_in_recipes() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def _rule(entry: Any, where: str) -> Rule:
+    _check_keys(entry, {"match": str, "numerics": str}, where)
+    if entry["numerics"] not in NUMERICS:
+        raise BadInput(f"{where}: unknown numerics {entry['numerics']!r}; one of {', '.join(NUMERICS)}")
+    return Rule(entry["match"], entry["numerics"])
+
+
+def _check_keys(table: Any, keys: dict[str, type], where: str) -> None:
+    """Refuse a table that has not exactly ``keys``, each a non-empty text or a list as they say."""
+    if not isinstance(table, dict):
+        raise BadInput(f"{where} is not a table with the keys {', '.join(keys)}")
+    for key in table:
+        if key not in keys:
+            raise BadInput(f"{where}: unknown key {key!r}; the keys are {', '.join(keys)}")
+    for key, kind in keys.items():
+        if key not in table:
+            raise BadInput(f"{where}: {key} is missing; the keys are {', '.join(keys)}")
+        if not isinstance(table[key], kind) or table[key] == "":
+            raise BadInput(f"{where}: {key} must be {'a list' if kind is list else 'a non-empty text'}")

@@ -1,0 +1,50 @@
+"""Facts about a graph for manifests, read off its structure and not off what a pass says it did."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import onnx_ir as ir
+
+from reelquant.quant.linears import Linear, linear_nodes, quantized_source
+
+_EIGHT_BIT = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
+
+
+def graph_stats(model: ir.Model) -> dict[str, Any]:
+    """Count nodes, linears (all and quantized), bytes of stored tensors (all and per dtype) and values per dtype."""
+    linears = linear_nodes(model)
+    weights: Counter[str] = Counter()
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                weights[value.const_value.dtype.name] += value.const_value.nbytes
+    values = Counter(_dtype(value) for node in model.graph.all_nodes() for value in node.outputs)
+    return {
+        "nodes": sum(1 for _ in model.graph.all_nodes()),
+        "linears": len(linears),
+        "quantized_linears": sum(map(is_quantized, linears)),
+        "weight_bytes": sum(weights.values()),
+        "weight_bytes_by_dtype": dict(sorted(weights.items())),
+        "values_by_dtype": dict(sorted(values.items())),
+    }
+
+
+def is_quantized(linear: Linear) -> bool:
+    """Whether the node itself reads DQ(8-bit initializer) and DQ(Q(activation)), both of one 8-bit dtype."""
+    activation, weight = (quantized_source(value) for value in linear.node.inputs[:2])
+    if activation is None or weight is None or not weight.is_initializer() or weight.dtype not in _EIGHT_BIT:
+        return False
+    producer = activation.producer()
+    return producer is not None and producer.op_type == "QuantizeLinear" and _quantizes_to(producer) == weight.dtype
+
+
+def _quantizes_to(node: ir.Node) -> ir.DataType | None:
+    """The dtype of a QuantizeLinear's output, which ONNX takes from its zero point."""
+    zero_point = node.inputs[2] if len(node.inputs) > 2 else None
+    return zero_point.dtype if zero_point is not None else None
+
+
+def _dtype(value: ir.Value) -> str:
+    return value.dtype.name if value.dtype is not None else "UNKNOWN"

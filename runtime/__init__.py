@@ -1,0 +1,8 @@
+"""Bundle → clip: numpy and one engine. No torch, no onnx."""
+
+from __future__ import annotations
+
+from reelquant.runtime.pipeline import Pipeline, Request, load_pipeline
+from reelquant.runtime.video import Clip
+
+__all__ = ["Clip", "Pipeline", "Request", "load_pipeline"]

@@ -1,0 +1,88 @@
+"""Files and folders that appear whole or not at all: temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from reelquant.runtime.errors import BadInput
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` (same suffix); on success it is synced and takes the name.
+
+    On any failure, Ctrl-C included, the temporary file is removed and ``path`` is as it was.
+
+    Raises:
+        BadInput: the folder cannot be written, or the disk is full.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        with suppress(OSError):  # such as a parent that is a file: the first error is the one to report
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling folder of ``path``; on success every file is synced and it takes the name.
+
+    With ``replace``, an existing ``path`` is swapped out only after the new folder is complete.
+
+    Raises:
+        BadInput: ``path`` exists and is not to be replaced, cannot be written, or the disk is full.
+    """
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a file where a folder is to be made; choose another name")
+    if path.exists() and not replace and any(path.iterdir()):
+        raise BadInput(f"{path} exists and is not empty; choose another name or remove it first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had our process id
+        temporary.mkdir()
+        yield temporary
+        for entry in sorted(temporary.rglob("*")):
+            _sync(entry)
+        _sync(temporary)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise _explained(error, path) from error
+    finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError, path: Path) -> Exception:
+    if error.errno == errno.ENOSPC:
+        return BadInput(f"the disk is full: {path} was not written; free some space and run the command again")
+    refused = (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+    if error.errno in refused:
+        return BadInput(f"cannot write {path}: {error.strerror}; choose another place")
+    return error

@@ -1,0 +1,44 @@
+"""The fourth stage: make a bundle ready for an engine, and write down that it is.
+
+OpenVINO and ONNX Runtime compile a graph when they load it, so for them nothing new is stored: every graph is compiled
+once, and a graph that the engine cannot run fails here and not at a user's first request.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from reelquant.runtime import manifest as manifests
+from reelquant.runtime.atomic import partial_file
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import engine_module, engine_version
+from reelquant.runtime.progress import SILENT, Progress
+
+
+def build_bundle(bundle: Bundle, engine: str, threads: int | None = None, progress: Progress = SILENT) -> Bundle:
+    """Compile every graph of ``bundle`` on ``engine`` and record version and seconds in its manifest.
+
+    Raises:
+        BadInput: the engine is unknown.
+        MissingExtra: its package is not installed.
+        BundleError: a file was changed, or the engine refuses a graph.
+    """
+    version = engine_version(engine)
+    bundle.check_hashes()
+    graphs = {graph: path for part in bundle.manifest.components.values() for graph, path in _named(part.graphs)}
+    record: dict[str, float] = {}
+    with progress.stage(f"build {engine}", len(graphs)) as advance:
+        for name, file in graphs.items():
+            began = time.monotonic()
+            engine_module(engine).build(bundle.path / file, threads)
+            record[name] = round(time.monotonic() - began, 3)
+            advance()
+    engines = {**bundle.manifest.engines, engine: {"version": version, "build_seconds": record}}
+    with partial_file(bundle.path / manifests.FILE) as temporary:
+        temporary.write_text(replace(bundle.manifest, engines=engines).to_json(), encoding="utf-8")
+    return Bundle.open(bundle.path)
+
+
+def _named(graphs: dict[str, str]) -> list[tuple[str, str]]:
+    return [(file.removesuffix(".onnx"), file) for file in graphs.values()]

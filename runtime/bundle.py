@@ -1,0 +1,127 @@
+"""A bundle on disk: open it, trust it only as far as its hashes hold, and load its graphs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from reelquant.runtime import manifest as manifests
+from reelquant.runtime.engine import Plan, open_plan
+from reelquant.runtime.errors import BundleError
+from reelquant.runtime.manifest import FileEntry, Manifest
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder whose manifest has been read and whose files are all there with the right sizes."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Bundle:
+        """Read the manifest and check every file's presence and size (hashes are checked when a file is used).
+
+        Raises:
+            BundleError: not a bundle, or a file is missing or truncated.
+        """
+        where = path / manifests.FILE
+        if not path.is_dir():
+            raise BundleError(f"{path} is not a bundle: no such folder; make one with: reelquant export CHECKPOINT OUT")
+        if not where.is_file():
+            raise BundleError(f"{path} is not a bundle: it has no {manifests.FILE}; reelquant export makes one")
+        try:
+            text = where.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"cannot read {where}: {error}") from error
+        bundle = cls(path, Manifest.from_json(text, where))
+        for name, entry in bundle.manifest.files.items():
+            bundle._check_size(name, entry)
+        return bundle
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the names and hashes of all files: the same graphs and weights give the same digest."""
+        lines = sorted(f"{name} {entry.sha256}\n" for name, entry in self.manifest.files.items())
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def graph(self, component: str, graph: str) -> Path:
+        """The path of one graph.
+
+        Raises:
+            BundleError: this bundle has no such component or graph.
+        """
+        try:
+            return self.path / self.manifest.components[component].graphs[graph]
+        except KeyError:
+            raise BundleError(f"{self.path} has no graph {component}/{graph}; export it again") from None
+
+    def open_graphs(self, component: str, engine: str, *names: str, threads: int | None = None) -> dict[str, Plan]:
+        """Check the component's files against their hashes, then load the named graphs (all when none is named).
+
+        Raises:
+            BundleError: a file was changed, or the engine refuses a graph.
+        """
+        paths = {name: self.graph(component, name) for name in names or self.manifest.components[component].graphs}
+        self.check_hashes(lambda file: file.startswith(f"{component}/"))
+        return {name: open_plan(engine, path, threads) for name, path in paths.items()}
+
+    def check_hashes(self, wanted: Callable[[str], bool] = lambda _: True) -> int:
+        """Compare the wanted files with the manifest and return how many there were.
+
+        Raises:
+            BundleError: a file is missing, truncated or changed; the message names it.
+        """
+        names = [name for name in sorted(self.manifest.files) if wanted(name)]
+        for name in names:
+            entry = self.manifest.files[name]
+            self._check_size(name, entry)
+            if hash_file(self.path / name) != entry.sha256:
+                raise BundleError(f"{self.path / name} was changed after export: its sha256 differs from the manifest")
+        return len(names)
+
+    def verify(self) -> int:
+        """Check every hash, and that nothing else lies in the folder; return the number of files.
+
+        Raises:
+            BundleError: a file is missing, truncated, changed, a link, or not listed.
+        """
+        listed = {*self.manifest.files, manifests.FILE}
+        for folder, folders, files in os.walk(self.path):
+            for name in [*files, *(f for f in folders if (Path(folder) / f).is_symlink())]:
+                found = (Path(folder) / name).relative_to(self.path).as_posix()
+                if found not in listed:
+                    raise BundleError(f"{self.path / found} is not in the manifest; remove it or export again")
+        return self.check_hashes()
+
+    def _check_size(self, name: str, entry: FileEntry) -> None:
+        file = self.path / name
+        if file.is_symlink() or not file.is_file():
+            raise BundleError(f"{file} is missing (or is a link); copy the bundle again or export it again")
+        size = file.stat().st_size
+        if size != entry.size:
+            raise BundleError(f"{file} has {size} bytes where {entry.size} are expected: truncated or changed; copy it again")
+
+
+def hash_file(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Every file under ``folder`` but the manifest, with size and sha256."""
+    return {
+        file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, hash_file(file))
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != manifests.FILE
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest`` into ``folder``; the last thing that is written, since a folder without one is no bundle."""
+    (folder / manifests.FILE).write_text(manifest.to_json(), encoding="utf-8")

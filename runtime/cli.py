@@ -1,0 +1,80 @@
+"""The command line: a lazy group, so that ``reelquant --help`` and ``generate`` import neither torch nor onnx."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from reelquant.runtime.errors import MissingExtra, ReelquantError
+
+# Command → where it lives, the extra it needs, and its line in --help (kept here so that --help imports nothing).
+COMMANDS = {
+    "export": ("reelquant.export.commands:export", "export", "Run the whole road: a checkpoint in, a bundle out."),
+    "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
+    "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe activation ranges on an fp32 bundle."),
+    "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
+    "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
+    "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),
+    "inspect": ("reelquant.runtime.commands.inspect:inspect", "", "Say what a bundle holds and how it was made."),
+    "verify": ("reelquant.runtime.commands.verify:verify", "", "Check every file of a bundle against its hash."),
+    "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others cannot."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are run or asked for help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        target, extra, _ = COMMANDS[cmd_name]
+        module, _, name = target.partition(":")
+        try:
+            command: click.Command = getattr(import_module(module), name)
+        except ModuleNotFoundError as error:
+            if error.name and error.name.split(".")[0] == "reelquant":
+                raise
+            raise MissingExtra(f"reelquant {cmd_name} needs {error.name}, which", extra) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="reelquant")
+def cli() -> None:
+    """Turn a CogVideoX checkpoint into quantized engines, and render clips from them without torch."""
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line. Exit codes: 0 done, 2 bad input (one message, no traceback), 130 interrupted."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        cli.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except ReelquantError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted; nothing was left half-written.", err=True)
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave through the ``finally`` blocks that remove partial files."""
+    sys.exit(128 + number)

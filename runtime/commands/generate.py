@@ -1,0 +1,90 @@
+"""``reelquant generate``: one clip."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, THREADS, print_json, shown, size_option
+from reelquant.runtime.pipeline import Request, load_pipeline
+from reelquant.runtime.progress import Progress
+from reelquant.runtime.video import check_output
+
+STAGES = ("load", "text", "encode", "denoise", "decode", "write")
+
+
+@click.command()
+@BUNDLE
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="FILE.mp4, .gif, .png or .npy")
+@click.option("--image", type=click.Path(path_type=Path), help="First frame, for image-to-video.")
+@click.option("--negative-prompt", default="", help="What to steer away from.")
+@click.option("--seed", type=int, help="Same seed, bundle and engine: same frames [default: a new one each time].")
+@click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
+@click.option("--guidance", type=float, help="Guidance scale; 1 turns it off and halves the work [default: the bundle's].")
+@click.option("--frames", type=int, help="Frames [default: the bundle's].")
+@size_option("Size of the clip [default: the bundle's].")
+@click.option("--scheduler", type=click.Choice(["ddim", "dpm"]), help="Sampler [default: the checkpoint's].")
+@ENGINE
+@THREADS
+@QUIET
+@JSON
+def generate(
+    bundle: Path,
+    prompt: str,
+    output: Path,
+    image: Path | None,
+    negative_prompt: str,
+    seed: int | None,
+    steps: int | None,
+    guidance: float | None,
+    frames: int | None,
+    size: tuple[int, int] | None,
+    scheduler: str | None,
+    engine: str,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Render a clip of PROMPT from BUNDLE."""
+    began = time.monotonic()
+    check_output(output)
+    height, width = size or (None, None)
+    pipeline = load_pipeline(bundle, engine, threads)
+    request = Request(prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler)
+    with Progress(shown(quiet)) as progress:
+        clip = pipeline.generate(request, progress)
+    with pipeline.timer("write"):
+        clip.save(output)
+    seconds = {stage: round(pipeline.timer.seconds.get(stage, 0.0), 4) for stage in STAGES}
+    seconds["total"] = round(time.monotonic() - began, 4)
+    if as_json:
+        count, rows, columns, _ = clip.frames.shape
+        print_json(
+            {
+                "clip": str(output),
+                "frames": count,
+                "fps": clip.fps,
+                "width": columns,
+                "height": rows,
+                "steps": clip.provenance["steps"],
+                "seed": clip.provenance["seed"],
+                "engine": engine,
+                "precision": pipeline.bundle.manifest.precision,
+                "seconds": seconds,
+                "peak_rss_bytes": peak_rss_bytes(),
+                "sha256_frames": clip.sha256,
+            }
+        )
+    else:
+        click.echo(f"{output}: {len(clip.frames)} frames, seed {clip.provenance['seed']}, {seconds['total']:.1f} s")
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process has held; getrusage gives KiB, on macOS bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,61 @@
+"""``reelquant inspect``: what a bundle holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.commands.options import BUNDLE, JSON, print_json
+
+_COUNTS = ("nodes", "linears", "quantized_linears")
+
+
+@click.command()
+@BUNDLE
+@JSON
+def inspect(bundle: Path, as_json: bool) -> None:
+    """Say what BUNDLE holds: its manifest, and per component what its graphs are made of."""
+    found = describe(Bundle.open(bundle))
+    if as_json:
+        print_json(found)
+        return
+    manifest = found["manifest"]
+    defaults = manifest["defaults"]
+    click.echo(f"{bundle}: {manifest['task']}, {manifest['precision']}, from {manifest['source']['checkpoint']}")
+    click.echo("default clip: {frames} frames, {height}x{width}, {fps} fps, {steps} steps".format(**defaults))
+    click.echo(f"{'component':14} {'nodes':>6} {'linears':>8} {'quantized':>10} {'weights':>10}  dtypes")
+    for name, part in found["components"].items():
+        click.echo(
+            f"{name:14} {part['nodes']:6} {part['linears']:8} {part['quantized_linears']:10} "
+            f"{part['weight_bytes'] / 1e6:7.2f} MB  {', '.join(part['weight_dtypes'])}"
+        )
+    for engine, record in manifest["engines"].items():
+        click.echo(f"built for {engine} {record['version']}")
+
+
+def describe(bundle: Bundle) -> dict[str, Any]:
+    """The manifest and, per component: nodes and linears summed over its graphs, and the bytes of its weight file.
+
+    A component's graphs share their weights, so dtypes are those of its largest graph's tensors.
+    """
+    manifest = asdict(bundle.manifest)
+    components = {}
+    for name, part in bundle.manifest.components.items():
+        stats = list(part.stats.values())
+        largest = max(stats, key=lambda entry: entry["weight_bytes"])
+        weights = {
+            file: entry.size
+            for file, entry in bundle.manifest.files.items()
+            if file.startswith(f"{name}/") and not file.endswith(".onnx")
+        }
+        components[name] = {
+            "graphs": sorted(part.graphs),
+            **{key: sum(entry[key] for entry in stats) for key in _COUNTS},
+            "weight_bytes": sum(weights.values()),
+            "weight_dtypes": largest["weight_bytes_by_dtype"],
+        }
+    return {"path": str(bundle.path), "digest": bundle.digest, "components": components, "manifest": manifest}

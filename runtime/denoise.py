@@ -1,0 +1,83 @@
+"""The denoising loop: noise in, latents out, one transformer run per step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.runtime.engine import Plan
+from reelquant.runtime.errors import AccuracyError
+from reelquant.runtime.guidance import combine, dynamic_scale
+from reelquant.runtime.rope import rotary_tables
+from reelquant.runtime.schedulers import Run
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a clip is conditioned on.
+
+    ``text`` is float32 [2, text_tokens, text_width], unconditional first, or [1, …] when guidance is off;
+    ``image_latents`` is float32 [latent_frames, channels, h, w] for image-to-video.
+    """
+
+    text: Floats
+    guidance: float
+    dynamic_guidance: bool = False
+    image_latents: Floats | None = None
+
+
+def text_and_video_tables(config: dict[str, Any], text_tokens: int, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
+    """Rotary tables for text and video tokens together: text is not rotated (cosine 1, sine 0).
+
+    ``shape`` is the latents' [latent_frames, channels, h, w].
+    """
+    cos, sin = rotary_tables(config, shape[0], shape[2], shape[3])
+    still = (text_tokens, cos.shape[1])
+    return np.concatenate([np.ones(still, np.float32), cos]), np.concatenate([np.zeros(still, np.float32), sin])
+
+
+def denoise(
+    transformer: Plan,
+    run: Run,
+    latents: Floats,
+    condition: Condition,
+    tables: tuple[Floats, Floats],
+    advance: Callable[[], None] = lambda: None,
+) -> Floats:
+    """Return the latents [latent_frames, channels, h, w] after all of ``run``'s steps.
+
+    Conditional and unconditional prediction are one batch of two.
+
+    Raises:
+        AccuracyError: the latents stopped being finite; the message names the step.
+    """
+    batch = len(condition.text)
+    feeds: dict[str, Any] = {"text": condition.text, "rotary_cos": tables[0], "rotary_sin": tables[1]}
+    if condition.image_latents is not None:
+        feeds["image_latents"] = np.repeat(condition.image_latents[None], batch, 0)
+    steps = len(run.timesteps)
+    for i, timestep in enumerate(run.timesteps):
+        feeds["latents"] = np.repeat(latents[None], batch, 0)
+        feeds["timestep"] = np.full(batch, timestep, np.int64)
+        velocity = transformer.run(feeds)["velocity"].astype(np.float32, copy=False)
+        if batch == 2:
+            scale = condition.guidance
+            if condition.dynamic_guidance:
+                scale = dynamic_scale(scale, int(timestep), steps)
+            guided = combine(velocity[0], velocity[1], scale)
+        else:
+            guided = velocity[0]
+        latents = run.step(i, guided, latents)
+        if not np.isfinite(latents).all():
+            raise AccuracyError(
+                f"the latents are not finite after step {i + 1} of {steps}: this precision overflows on this prompt; "
+                "try another precision or engine, and report the bundle's manifest"
+            )
+        advance()
+    return latents

@@ -1,0 +1,168 @@
+"""Which engines can run on this machine, why the others cannot, and what would mend it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from types import ModuleType
+
+# What decides the speed of INT8, bf16 and FP8 graphs on a CPU, under the kernel's names (x86, then Arm).
+INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+                    "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """One engine here. ``reason`` says why not, or what is worth knowing; ``remedy`` what to do; both may be empty."""
+
+    engine: str
+    usable: bool
+    version: str | None
+    devices: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """NVIDIA GPUs as the driver names them; ``reason`` is why there is none, else empty."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """``cores`` are the logical CPUs this process may use; ``memory`` the bytes it may, 0 when not known."""
+
+    cpu: str
+    cores: int
+    memory: int
+    instruction_sets: tuple[str, ...]
+    python: str
+    reelquant: str
+
+
+def diagnose() -> list[EngineReport]:
+    """Try every engine there is a package for. Never raises for one that is missing or broken."""
+    found = gpus()
+    return [
+        _report("openvino", "openvino", _openvino),
+        _report("onnxruntime", "onnxruntime", lambda module: _onnxruntime(module, found)),
+        _report("tensorrt-rtx", "tensorrt_rtx", lambda module: _tensorrt(module, found, "tensorrt-rtx")),
+        _report("tensorrt", "tensorrt", lambda module: _tensorrt(module, found, "tensorrt")),
+    ]
+
+
+def gpus() -> Gpus:
+    """Ask the NVIDIA driver itself: no package's word for it, and no CUDA toolkit needed."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return Gpus((), f"no NVIDIA driver ({name} is not there)")
+    status = driver.cuInit(0)
+    count = ctypes.c_int(0)
+    if status == 0:
+        status = driver.cuDeviceGetCount(ctypes.byref(count))
+    if status not in (0, 100):
+        return Gpus((), f"the NVIDIA driver fails to start (CUDA error {status})")
+    if count.value == 0:
+        return Gpus((), "the NVIDIA driver sees no GPU")
+    names = []
+    for i in range(count.value):
+        device, text = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        driver.cuDeviceGet(ctypes.byref(device), i)
+        driver.cuDeviceGetName(text, 256, device)
+        names.append(text.value.decode(errors="replace"))
+    return Gpus(tuple(names), "")
+
+
+def machine() -> Machine:
+    """This machine's facts, read from /proc where there is one."""
+    pairs = (line.partition(":") for line in _lines("/proc/cpuinfo"))
+    info = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = info.get("flags", info.get("Features", "")).split()
+    return Machine(
+        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        memory=_memory(),
+        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
+        python=platform.python_version(),
+        reelquant=metadata.version("reelquant"),
+    )
+
+
+def _report(engine: str, package: str, inspect: Callable[[ModuleType], EngineReport]) -> EngineReport:
+    try:
+        return inspect(import_module(package))
+    except Exception as error:  # noqa: BLE001 - a broken package may raise anything, and one must not hide the others
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return EngineReport(engine, False, None, "", f"{package} is not installed", _install(engine))
+        reason = f"{package} is installed but fails: {_one_line(error)}"
+        return EngineReport(engine, False, _installed(package), "", reason, _install(engine, again=True))
+
+
+def _openvino(module: ModuleType) -> EngineReport:
+    version, devices = str(module.get_version()).split("-")[0], module.Core().available_devices
+    if "CPU" in devices:
+        return EngineReport("openvino", True, version, ", ".join(devices), "", "")
+    again = _install("openvino", again=True)
+    return EngineReport("openvino", False, version, ", ".join(devices), "its CPU plugin is missing", again)
+
+
+def _onnxruntime(module: ModuleType, found: Gpus) -> EngineReport:
+    version, cuda = str(module.__version__), "CUDAExecutionProvider" in module.get_available_providers()
+    devices = f"CUDA ({', '.join(found.names)}), CPU" if cuda and found.names else "CPU"
+    reason = f"built for CUDA, but {found.reason}: it runs on the CPU" if cuda and not found.names else ""
+    return EngineReport("onnxruntime", True, version, devices, reason, "")
+
+
+def _tensorrt(module: ModuleType, found: Gpus, engine: str) -> EngineReport:
+    version, devices = str(module.__version__), ", ".join(found.names)
+    if not found.names:
+        # Only RTX compiles for a GPU that is not here.
+        can = "can build engines here, cannot run them" if engine == "tensorrt-rtx" else "cannot build or run here"
+        remedy = "run on openvino, or on a machine with an NVIDIA GPU and its driver"
+        return EngineReport(engine, False, version, devices, f"{can}: {found.reason}", remedy)
+    try:
+        import_module("cuda.bindings.runtime")
+    except Exception as error:  # noqa: BLE001 - as above
+        reason = f"cuda-bindings is missing or broken: {_one_line(error)}"
+        return EngineReport(engine, False, version, devices, reason, _install(engine))
+    return EngineReport(engine, True, version, devices, "", "")
+
+
+def _install(engine: str, again: bool = False) -> str:
+    return f"pip install {'--force-reinstall ' if again else ''}'reelquant[{engine}]'"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> int:
+    limits = [int(text) for text in _lines("/sys/fs/cgroup/memory.max") if text.isdecimal()]
+    if sys.platform != "win32":
+        limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return min(limits, default=0)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []

@@ -1,0 +1,78 @@
+"""The one interface every engine answers, and the table of those that exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from reelquant.runtime.errors import BadInput
+
+Array = NDArray[Any]
+Feeds = Mapping[str, Array]
+
+# Engine name → module under reelquant.runtime.engines, imported only when it is asked for.
+ENGINES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
+DEFAULT_ENGINE = "openvino"
+
+
+class Plan(Protocol):
+    """One loaded graph."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Compute every output; arrays are C-contiguous and owned by the caller."""
+        ...
+
+
+def check_engine(name: str) -> str:
+    """Return ``name`` when it is an engine of this version.
+
+    Raises:
+        BadInput: it is not; the message lists those that are.
+    """
+    if name not in ENGINES:
+        raise BadInput(f"unknown engine {name!r}; one of {', '.join(ENGINES)}")
+    return name
+
+
+def engine_module(name: str) -> Any:
+    """The module of an engine: ``open``, ``build``, ``version`` and ``devices``, its package imported by none of them
+    before it is called.
+
+    Raises:
+        BadInput: the engine is unknown.
+    """
+    return import_module(f"reelquant.runtime.engines.{ENGINES[check_engine(name)]}")
+
+
+def engine_version(name: str) -> str:
+    """The version of an engine's package.
+
+    Raises:
+        BadInput: the engine is unknown.
+        MissingExtra: its package is not installed.
+    """
+    return str(engine_module(name).version())
+
+
+def open_plan(engine: str, graph: Path, threads: int | None = None) -> Plan:
+    """Load an ONNX graph on an engine.
+
+    Raises:
+        BadInput: the engine is unknown.
+        MissingExtra: its package is not installed.
+        BundleError: the engine refuses the graph.
+    """
+    plan: Plan = engine_module(engine).open(graph, threads=threads)
+    return plan
+
+

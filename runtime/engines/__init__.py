@@ -1,0 +1,1 @@
+"""One file per engine, each with the same two functions: ``build`` and ``open``."""

@@ -1,0 +1,74 @@
+"""ONNX Runtime: the reference executor, for parity, for calibration, and wherever OpenVINO is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelquant.runtime.engine import Array, Feeds, Plan
+from reelquant.runtime.errors import BundleError, MissingExtra
+
+
+class _OnnxRuntimePlan:
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.inputs = tuple(value.name for value in session.get_inputs())
+        self.outputs = tuple(value.name for value in session.get_outputs())
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        results = self._session.run(None, {name: np.ascontiguousarray(feeds[name]) for name in self.inputs})
+        return dict(zip(self.outputs, results, strict=True))
+
+
+def version() -> str:
+    return str(_module().__version__)
+
+
+def devices() -> str:
+    return ", ".join(name.removesuffix("ExecutionProvider") for name in _module().get_available_providers())
+
+
+def build(graph: Path, threads: int | None = None) -> dict[str, Any]:
+    """Open ``graph`` once, so that a graph this engine cannot run fails here and not at a user's request."""
+    plan = open(graph, threads)
+    return {"inputs": list(plan.inputs), "outputs": list(plan.outputs)}
+
+
+def open(graph: Path, threads: int | None = None) -> Plan:
+    """Open an ONNX file on CUDA where this build of ONNX Runtime has it, else on the CPU.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        BundleError: ONNX Runtime refuses the graph.
+    """
+    ort = _module()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Without this, INT8 linears that share an activation (to_q, to_k, to_v) are run in float.
+    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if threads:
+        options.intra_op_num_threads = threads
+    if _has_fp8(graph):
+        # On the CPU a fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    available = ort.get_available_providers()
+    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    try:
+        return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers))
+    except Exception as error:  # onnxruntime's exception classes share no public base but Exception
+        raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
+
+
+def _has_fp8(graph: Path) -> bool:
+    """Whether the graph names our FP8 zero points: weights live beside the ONNX file, so it is small and has the names."""
+    return b"fp8_zero_point" in graph.read_bytes()
+
+
+def _module() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "onnxruntime") from error
+    return onnxruntime

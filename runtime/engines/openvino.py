@@ -1,0 +1,64 @@
+"""OpenVINO on the CPU: the default engine where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelquant.runtime.engine import Array, Feeds, Plan
+from reelquant.runtime.errors import BundleError, MissingExtra
+
+
+class _OpenVinoPlan:
+    def __init__(self, compiled: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self.inputs = tuple(port.any_name for port in compiled.inputs)
+        self.outputs = tuple(port.any_name for port in compiled.outputs)
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        results = self._request.infer({name: np.ascontiguousarray(feeds[name]) for name in self.inputs})
+        # The request owns its output buffers and the next call overwrites them.
+        return {name: np.array(results[i], order="C", copy=True) for i, name in enumerate(self.outputs)}
+
+
+def version() -> str:
+    openvino = _module()
+    return str(openvino.get_version()).split("-")[0]
+
+
+def devices() -> str:
+    return ", ".join(_module().Core().available_devices)
+
+
+def build(graph: Path, threads: int | None = None) -> dict[str, Any]:
+    """Compile ``graph`` once, so that a graph this engine cannot run fails here and not at a user's request."""
+    plan = open(graph, threads)
+    return {"inputs": list(plan.inputs), "outputs": list(plan.outputs)}
+
+
+def open(graph: Path, threads: int | None = None) -> Plan:
+    """Compile an ONNX file (fp32, INT8 or FP8 Q/DQ) for the CPU.
+
+    Raises:
+        MissingExtra: openvino is not installed.
+        BundleError: OpenVINO refuses the graph.
+    """
+    openvino = _module()
+    # The graph says its own numerics: without this, a CPU with bf16 units would silently compute fp32 graphs in bf16.
+    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads:
+        options["INFERENCE_NUM_THREADS"] = threads
+    try:
+        return _OpenVinoPlan(openvino.Core().compile_model(str(graph), "CPU", options))
+    except RuntimeError as error:
+        raise BundleError(f"OpenVINO {version()} cannot load {graph}: {error}") from error
+
+
+def _module() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra("openvino", "openvino") from error
+    return openvino

@@ -1,0 +1,28 @@
+"""The errors a user can do something about. Each says what was wrong, where, what is allowed, and what to do next."""
+
+from __future__ import annotations
+
+
+class ReelquantError(Exception):
+    """Base of every error that is the user's to mend; the command line prints its text and exits with 2."""
+
+    exit_code = 2
+
+
+class BadInput(ReelquantError):
+    """A prompt, image, size or option that cannot be used."""
+
+
+class BundleError(ReelquantError):
+    """A bundle (or checkpoint) that is missing something, damaged, or made by another version."""
+
+
+class MissingExtra(ReelquantError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} is not installed; install it with: pip install 'reelquant[{extra}]'")
+
+
+class AccuracyError(ReelquantError):
+    """A graph or clip failed its numeric check: it ran, but its result cannot be trusted."""

@@ -1,0 +1,116 @@
+"""A picture file → the pixels and the tensor that CogVideoX is conditioned on, and its tensors → pixels again."""
+
+from __future__ import annotations
+
+import io
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from reelquant.runtime.errors import AccuracyError, BadInput
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+PNG_END = b"IEND\xaeB`\x82"
+MAX_FILE_BYTES = 64 * 2**20
+# Below the 89 million where Pillow begins to warn of a decompression bomb.
+MAX_PIXELS = 40_000_000
+
+
+def load_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
+    """Read a PNG, JPEG or WebP file as uint8 RGB [height, width, 3], resized as diffusers' VideoProcessor does.
+
+    EXIF orientation is applied, transparency becomes white, an animation gives its first frame. The aspect ratio is
+    not kept: Lanczos straight to ``height`` x ``width``.
+
+    Raises:
+        BadInput: there is no such file, or it is not a whole image of at most 40 megapixels and 64 MiB.
+    """
+    readable_file(path, "image", MAX_FILE_BYTES)
+    too_many = f"image {path} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
+    try:
+        data = path.read_bytes()
+        with warnings.catch_warnings():
+            # What Pillow warns of (odd EXIF, odd palettes) it can decode, but for its bomb warning: our limit is lower.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise BadInput(too_many)
+                if image.format == "PNG" and PNG_END not in data:
+                    raise ValueError("it has no end")  # which Pillow does not miss once the last row is there
+                image.load()
+                pixels = _rgb(ImageOps.exif_transpose(image))
+    except BadInput:
+        raise
+    except Image.DecompressionBombError as error:
+        raise BadInput(too_many) from error
+    except UnidentifiedImageError as error:
+        raise BadInput(f"{path} is not a PNG, JPEG or WebP image; convert it to one of these") from error
+    except Exception as error:  # Pillow's decoders raise a dozen classes on damaged files
+        raise BadInput(f"image {path} is damaged or cut short ({error}); export or download it again") from error
+    return np.asarray(pixels.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def to_model(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [h, w, 3] → float32 [1, 3, 1, h, w] in -1…1."""
+    scaled = image.astype(np.float32) / 127.5 - 1
+    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None, :, None])
+
+
+def from_model(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """float32 [1, 3, f, h, w], -1…1 and clipped to that → uint8 [f, h, w, 3], rounded half to even.
+
+    Raises:
+        AccuracyError: a value is NaN or infinite.
+    """
+    _, channels, frames, height, width = x.shape
+    clip = np.empty((frames, height, width, channels), np.uint8)
+    for i in range(frames):
+        frame = x[0, :, i].transpose(1, 2, 0)
+        if not np.isfinite(frame).all():
+            raise AccuracyError(f"frame {i} of the decoded clip has NaN or infinite values; the clip cannot be used")
+        clip[i] = np.rint(np.clip(frame * 0.5 + 0.5, 0, 1) * 255)
+    return clip
+
+
+def readable_file(path: Path, what: str, most: int) -> Path:
+    """Return ``path`` when it is a regular file of 1 to ``most`` bytes; ``what`` names its kind in messages.
+
+    Raises:
+        BadInput: it is not, or it cannot be read.
+    """
+    try:
+        found = path.stat()  # before opening: that would wait forever on a pipe
+        if stat.S_ISREG(found.st_mode):
+            path.open("rb").close()
+    except FileNotFoundError as error:
+        raise BadInput(f"{what} {path} does not exist; check the name") from error
+    except OSError as error:
+        raise BadInput(f"{what} {path} cannot be read: {error.strerror}; check the name and its permissions") from error
+    if stat.S_ISDIR(found.st_mode):
+        raise BadInput(f"{what} {path} is a folder; name a file in it")
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput(f"{what} {path} is a device or pipe; name a regular file")
+    if found.st_size == 0:
+        raise BadInput(f"{what} {path} is empty; export or download it again")
+    if found.st_size > most:
+        raise BadInput(f"{what} {path} has {found.st_size} bytes, more than the {most} allowed; make it smaller first")
+    return path
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey at 255.
+        grey = np.asarray(image).astype(np.uint32)
+        alpha = np.where(grey == transparent, 0, 255) if isinstance(transparent, int) else np.full_like(grey, 255)
+        image = Image.fromarray(np.stack([(grey + 128) // 257, alpha], -1).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    opaque = Image.new("RGB", image.size, "white")
+    opaque.paste(image, mask=image.getchannel("A"))
+    return opaque

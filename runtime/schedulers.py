@@ -1,0 +1,188 @@
+"""CogVideoX's DDIM and DPM-Solver++ schedulers, step for step as diffusers 0.42 computes them on float32 latents.
+
+Level arithmetic is done on numpy scalars of the table's dtype and each coefficient is rounded to float32 before it
+meets the latents: torch promotes that way, whereas a numpy float64 scalar would turn the latents into float64.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.noise import Levels, NoiseConfig, signal_levels, spaced_timesteps
+
+Latents = NDArray[np.float32]
+Level = np.floating[Any]
+Noise = Callable[[tuple[int, ...]], Latents]  # a shape → standard normal noise
+
+
+class Move(NamedTuple):
+    """One step down from ``level`` to ``target``; ``before`` is the last step's clean latents and level, if of use."""
+
+    latents: Latents
+    original: Latents
+    level: Level
+    target: Level
+    before: tuple[Latents, Level] | None
+    noise: Noise
+
+
+@dataclass(frozen=True)
+class Scheduler(ABC):
+    """What both schedulers share; holds no state of a run, so one serves any number of them."""
+
+    config: NoiseConfig
+    init_noise_sigma: ClassVar[float] = 1.0  # starting latents are noise times this
+
+    @cached_property
+    def levels(self) -> Levels:
+        """ᾱ by training timestep; see :func:`reelquant.runtime.noise.signal_levels`."""
+        return signal_levels(self.config)
+
+    def timesteps(self, steps: int) -> NDArray[np.int64]:
+        """Return the [steps] timesteps the model is run at; see :func:`reelquant.runtime.noise.spaced_timesteps`."""
+        return spaced_timesteps(self.config, steps)
+
+    def begin(self, steps: int, rng: np.random.Generator, noise: Noise | None = None) -> Run:
+        """Start a denoising run; what noise a step adds is drawn from ``noise``, or else from ``rng``.
+
+        Raises:
+            BadInput: the model was not trained at so many timesteps.
+            BundleError: the model predicts noise but is started where there is nothing else.
+        """
+        timesteps = self.timesteps(steps)
+        if self.config.prediction_type == "epsilon" and self.levels[timesteps[0]] == 0:
+            raise BundleError(
+                "scheduler_config.json: prediction_type epsilon cannot start from zero SNR; "
+                "set rescale_betas_zero_snr to false, or prediction_type to what the model was trained for"
+            )
+        return Run(self, timesteps, steps, noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32)))
+
+    def add_noise(self, original: Latents, noise: Latents, timestep: int) -> Latents:
+        """Return float32 latents as noisy as those of a training ``timestep``.
+
+        Raises:
+            ValueError: there is no such timestep.
+        """
+        if not 0 <= timestep < len(self.levels):
+            raise ValueError(f"timestep {timestep} is not from 0 to {len(self.levels) - 1}")
+        level = np.float32(self.levels[timestep])  # rounded before the roots, as diffusers does here and only here
+        noisy: Latents = np.float32(level**0.5) * original + np.float32((1 - level) ** 0.5) * noise
+        return noisy
+
+    def original(self, output: Latents, latents: Latents, level: Level) -> Latents:
+        """Return the clean latents that a model's float32 output stands for at ``level``."""
+        signal, noise = np.float32(level**0.5), np.float32((1 - level) ** 0.5)
+        if self.config.prediction_type == "epsilon":
+            clean: Latents = np.divide(latents - noise * output, signal)
+            return clean
+        if self.config.prediction_type == "sample":
+            return output
+        return signal * latents - noise * output
+
+    @abstractmethod
+    def previous(self, move: Move) -> Latents:
+        """Return the float32 latents at ``move.target``."""
+
+
+class DDIM(Scheduler):
+    """``CogVideoXDDIMScheduler``: deterministic; eq. 12 of https://arxiv.org/abs/2010.02502 with σ = 0."""
+
+    def previous(self, move: Move) -> Latents:
+        level, target = move.level, move.target
+        keep = ((1 - target) / (1 - level)) ** 0.5
+        gain = target**0.5 - level**0.5 * keep
+        return np.float32(keep) * move.latents + np.float32(gain) * move.original
+
+
+class DPM(Scheduler):
+    """``CogVideoXDPMScheduler``: SDE-DPM-Solver++(2M) of https://arxiv.org/abs/2211.01095, which adds noise."""
+
+    def previous(self, move: Move) -> Latents:
+        level, target, original = move.level, move.target, move.original
+        width = _log_snr(target) - _log_snr(level)
+        keep = ((1 - target) / (1 - level)) ** 0.5 * np.exp(-width)
+        gain = -np.expm1(-2 * width) * target**0.5
+        spread = (1 - target) ** 0.5 * (1 - np.exp(-2 * width)) ** 0.5
+        if move.before is not None:
+            last, last_level = move.before
+            ratio = (_log_snr(level) - _log_snr(last_level)) / width
+            original = np.float32(1 + 1 / (2 * ratio)) * original - np.float32(1 / (2 * ratio)) * last
+        moved: Latents = np.float32(keep) * move.latents + np.float32(gain) * original
+        return moved + np.float32(spread) * move.noise(move.latents.shape)
+
+
+class Run:
+    """One clip's way from noise to latents, started by :meth:`Scheduler.begin`."""
+
+    def __init__(self, scheduler: Scheduler, timesteps: NDArray[np.int64], steps: int, noise: Noise) -> None:
+        self.timesteps = timesteps
+        self._scheduler, self._noise = scheduler, noise
+        self._stride = scheduler.config.num_train_timesteps // steps
+        self._done = 0
+        self._before: tuple[Latents, Level] | None = None
+
+    def step(self, i: int, model_output: NDArray[Any], latents: NDArray[Any]) -> Latents:
+        """Return the float32 latents after step ``i``; both arrays have the latents' shape.
+
+        Raises:
+            ValueError: steps are not taken in order, or the shapes differ.
+        """
+        if i != self._done or i >= len(self.timesteps):
+            raise ValueError(f"step {i} out of order: step {self._done} of {len(self.timesteps)} is next")
+        if model_output.shape != latents.shape:
+            raise ValueError(f"model output {model_output.shape} and latents {latents.shape} differ in shape")
+        output, latents = np.asarray(model_output, np.float32), np.asarray(latents, np.float32)
+        levels = self._scheduler.levels
+        level, after = levels[self.timesteps[i]], int(self.timesteps[i]) - self._stride
+        original = self._scheduler.original(output, latents, level)
+        if after >= 0:
+            target, before = levels[after], self._before
+        else:
+            # np.float32 as diffusers: beside a float32 table a float64 one would promote the arithmetic.
+            target, before = np.float32(1) if self._scheduler.config.set_alpha_to_one else levels[0], None
+        self._before, self._done = (original, level), i + 1
+        return self._scheduler.previous(Move(latents, original, level, target, before, self._noise))
+
+
+CLASSES: dict[str, type[Scheduler]] = {"CogVideoXDDIMScheduler": DDIM, "CogVideoXDPMScheduler": DPM}
+NAMES = {"ddim": "CogVideoXDDIMScheduler", "dpm": "CogVideoXDPMScheduler"}
+
+
+def scheduler_from_config(config: Mapping[str, Any]) -> Scheduler:
+    """Make the scheduler that a scheduler_config.json describes.
+
+    Raises:
+        BundleError: its class, or the value of a field, is not supported.
+    """
+    name = str(config.get("_class_name"))
+    if name not in CLASSES:
+        raise BundleError(
+            f"scheduler_config.json: _class_name is {name!r}, not one of {', '.join(CLASSES)}; "
+            "use a CogVideoX checkpoint, or correct it and export again"
+        )
+    return CLASSES[name](NoiseConfig.parse(config))
+
+
+def with_class(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return ``config`` for the scheduler called ``name`` ("ddim" or "dpm"), its noise levels unchanged.
+
+    Raises:
+        BadInput: the name is neither.
+    """
+    if name not in NAMES:
+        raise BadInput(f"unknown scheduler {name!r}; one of {', '.join(NAMES)}")
+    return {**config, "_class_name": NAMES[name]}
+
+
+def _log_snr(level: Level) -> Level:
+    with np.errstate(divide="ignore"):  # infinite at both ends, where there is no noise or no signal
+        made: Level = np.log((level / (1 - level)) ** 0.5)
+    return made

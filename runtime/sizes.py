@@ -1,0 +1,93 @@
+"""Pixels and frames ↔ latents ↔ tokens: the one place that knows CogVideoX's arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reelquant.runtime.errors import BadInput
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What of a checkpoint decides which sizes are valid; read from its configs, stored in the manifest.
+
+    ``spatial`` is pixels per latent cell, ``temporal`` frames per latent frame, ``patch`` and ``patch_t`` latent cells
+    per token (``patch_t`` is 1 unless the checkpoint is a 1.5).
+    """
+
+    spatial: int = 8
+    temporal: int = 4
+    patch: int = 2
+    patch_t: int = 1
+    latent_channels: int = 16
+    max_frames: int = 49
+
+    @property
+    def pixel_step(self) -> int:
+        """Height and width must be multiples of this: 16."""
+        return self.spatial * self.patch
+
+    @property
+    def frame_step(self) -> int:
+        """Frames must be one more than a multiple of this: 8, since the VAE's stream takes 2 latent frames at a time."""
+        return 2 * self.temporal * self.patch_t
+
+
+@dataclass(frozen=True)
+class Size:
+    """A clip's size in pixels, checked against a :class:`Geometry`."""
+
+    frames: int
+    height: int
+    width: int
+
+    def latent_frames(self, geometry: Geometry) -> int:
+        return (self.frames - 1) // geometry.temporal + 1
+
+    def latent_shape(self, geometry: Geometry, channels: int | None = None) -> tuple[int, int, int, int]:
+        """[latent_frames, channels, height, width] of one clip's latents."""
+        return (
+            self.latent_frames(geometry),
+            channels or geometry.latent_channels,
+            self.height // geometry.spatial,
+            self.width // geometry.spatial,
+        )
+
+    def video_tokens(self, geometry: Geometry) -> int:
+        grid = (self.height // geometry.pixel_step) * (self.width // geometry.pixel_step)
+        return -(-self.latent_frames(geometry) // geometry.patch_t) * grid
+
+
+def checked(size: Size, geometry: Geometry) -> Size:
+    """Return ``size`` when the model can make it.
+
+    Raises:
+        BadInput: it cannot; the message gives the rule and the nearest valid value.
+    """
+    step = geometry.pixel_step
+    for name, value in (("height", size.height), ("width", size.width)):
+        if value < step or value % step:
+            raise BadInput(f"{name} {value} is not a positive multiple of {step}; the nearest is {_near(value, step)}")
+    step, most = geometry.frame_step, geometry.max_frames
+    nearest = min(1 + _near(size.frames - 1, step), most) if size.frames > 1 else 1 + step
+    if size.frames != nearest:
+        raise BadInput(
+            f"{size.frames} frames is not {step}N+1 from {1 + step} to {most}; the nearest is {nearest}"
+        )
+    return size
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``"480x720"`` → (480, 720), height first.
+
+    Raises:
+        BadInput: the text is not HEIGHTxWIDTH.
+    """
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise BadInput(f"size {text!r} is not HEIGHTxWIDTH, such as 480x720")
+    return int(height), int(width)
+
+
+def _near(value: int, step: int) -> int:
+    return max(step, step * ((2 * value + step) // (2 * step)))

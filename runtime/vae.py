@@ -1,0 +1,78 @@
+"""The causal 3D VAE as a stream: chunks in, chunks out, caches carried between them, memory flat in clip length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import Plan
+
+Floats = NDArray[np.float32]
+
+
+class VaeDecoder:
+    """Scaled latents → frames. The first chunk is three latent frames (nine frames), each later one two (eight)."""
+
+    def __init__(self, bundle: Bundle, engine: str, threads: int | None = None) -> None:
+        self._plans = bundle.open_graphs("vae_decoder", engine, threads=threads)
+        self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
+
+    def decode(self, latents: Floats) -> Iterator[Floats]:
+        """Yield float32 [1, 3, frames, height, width] chunks of scaled latents [latent_frames, channels, h, w].
+
+        Raises:
+            ValueError: the number of latent frames is not odd and at least three.
+        """
+        if len(latents) < 3 or len(latents) % 2 == 0:
+            raise ValueError(f"{len(latents)} latent frames; the stream takes an odd number from 3")
+        x = latents.transpose(1, 0, 2, 3)[None] * self._scale
+        yield from _stream(self._plans, "latents", "frames", _chunks(x, 3, 2))
+
+
+class VaeEncoder:
+    """Frames → the posterior's mean and log variance. A still image is a stream of one frame."""
+
+    def __init__(self, bundle: Bundle, engine: str, *graphs: str, threads: int | None = None) -> None:
+        self._plans = bundle.open_graphs("vae_encoder", engine, *graphs, threads=threads)
+        vae = bundle.manifest.vae
+        scale = float(vae["scaling_factor"])
+        # The 1.5 image-to-video checkpoints were trained on latents divided by the factor.
+        self._scale = np.float32(1 / scale if vae.get("invert_scale_latents") else scale)
+
+    def encode_image(self, image: Floats, noise: Floats | None = None) -> Floats:
+        """Return scaled latents [1, channels, h, w] of an image [1, 3, 1, height, width].
+
+        ``noise``, of the latents' shape, samples the posterior as the pipelines do; without it its mean is returned.
+        """
+        moments = self._plans["image"].run({"frames": image})["moments"]
+        return self._sample(moments, noise)
+
+    def encode(self, frames: Floats, noise: Floats | None = None) -> Floats:
+        """Return scaled latents [latent_frames, channels, h, w] of a clip [1, 3, 8N+1, height, width]."""
+        moments = np.concatenate(list(_stream(self._plans, "frames", "moments", _chunks(frames, 9, 8))), axis=2)
+        return self._sample(moments, noise)
+
+    def _sample(self, moments: Floats, noise: Floats | None) -> Floats:
+        mean, logvar = np.split(moments[0].transpose(1, 0, 2, 3), 2, axis=1)
+        if noise is not None:
+            mean = mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * noise  # the clamp of diffusers' posterior
+        return np.ascontiguousarray(mean * self._scale, np.float32)
+
+
+def _chunks(x: Floats, first: int, later: int) -> Iterator[Floats]:
+    yield np.ascontiguousarray(x[:, :, :first])
+    for start in range(first, x.shape[2], later):
+        yield np.ascontiguousarray(x[:, :, start : start + later])
+
+
+def _stream(plans: Mapping[str, Plan], name: str, output: str, chunks: Iterator[Floats]) -> Iterator[Floats]:
+    caches: dict[str, Any] = {}
+    for chunk in chunks:
+        plan = plans["next" if caches else "first"]
+        results = plan.run({name: chunk, **caches})
+        yield results.pop(output)
+        caches = {key.removeprefix("next_"): value for key, value in results.items()}

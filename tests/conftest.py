@@ -1,0 +1,35 @@
+"""What the tests share: the demo checkpoints, and real bundles exported from them once per session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from reelquant.runtime.bundle import Bundle
+
+ROOT = Path(__file__).parents[1]
+CHECKPOINTS = ROOT / "demo" / "checkpoints"
+BUILD = ROOT / "build" / "tests"
+
+BundleMaker = Callable[[str, str], Bundle]
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> BundleMaker:
+    """``demo_bundle("t2v", "int8")``: the demo checkpoint through the real road; read-only, shared by all tests.
+
+    The traced stage is kept in build/tests and used again while checkpoint, packages and exporter are the same.
+    """
+    from reelquant.export.road import ExportPlan, export_checkpoint
+
+    made: dict[tuple[str, str], Bundle] = {}
+
+    def make(task: str, precision: str) -> Bundle:
+        if (task, precision) not in made:
+            plan = ExportPlan(precision, data="demo")
+            out, work = BUILD / f"{task}-{precision}", BUILD / f"work-{task}"
+            made[task, precision] = export_checkpoint(str(CHECKPOINTS / task), out, plan, work, replace=True)
+        return made[task, precision]
+
+    return make

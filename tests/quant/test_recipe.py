@@ -1,0 +1,114 @@
+"""Recipes: the two that come along, what they decide, and what a recipe may not say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reelquant.quant.numerics import FP8_E4M3, HIGH, INT8, NUMERICS, PerChannel, PerTensor, Quantized
+from reelquant.quant.recipe import Recipe
+from reelquant.runtime.errors import BadInput
+from tests.quant.tiny import SHAPES
+
+KEPT = ["time_embedding.linear_1", "ofs_embedding.linear_2", "patch_embed.proj", "patch_embed.text_proj", "proj_out"]
+KEPT += ["transformer_blocks.11.norm1.linear", "transformer_blocks.0.norm2.linear", "norm_out.linear"]
+KEPT += ["transformer_blocks.0.attn1.norm_q", "transformer_blocks.0.norm1.norm", "some_node", ""]
+CHANGED = [f"transformer_blocks.{i}.attn1.{name}" for i in (0, 7, 41) for name in ("to_q", "to_k", "to_v", "to_out.0")]
+CHANGED += ["transformer_blocks.3.ff.net.0.proj", "transformer_blocks.29.ff.net.2"]
+
+HEAD = 'name = "mine"\ndescription = "for a test"\n'
+
+
+def parse(rules: str) -> Recipe:
+    return Recipe.parse(f"{HEAD}rules = [{rules}]")
+
+
+@pytest.mark.parametrize(
+    ("name", "numerics"),
+    [
+        ("int8", Quantized(INT8, weights=PerChannel(axis=1), activations=PerTensor())),
+        ("fp8", Quantized(FP8_E4M3, weights=PerTensor(), activations=PerTensor())),
+    ],
+)
+def test_built_in_recipes_quantize_attention_and_feed_forward_only(name: str, numerics: Quantized) -> None:
+    recipe = Recipe.load(name)
+    assert recipe.name == name and recipe.description
+    assert {node: recipe.resolve(node) for node in CHANGED} == dict.fromkeys(CHANGED, numerics)
+    assert {node: recipe.resolve(node) for node in KEPT} == dict.fromkeys(KEPT, HIGH)
+    recipe.check(SHAPES, SHAPES)
+
+
+def test_the_last_match_wins_and_no_match_is_high() -> None:
+    recipe = parse('{match="a.*", numerics="int8"}, {match="a.b.*", numerics="high"}, {match="a.b.c", numerics="int8"}')
+    found = {node: recipe.resolve(node) for node in ("a.x", "a.b.x", "a.b.c", "A.x", "b.a.x")}
+    assert found == {"a.x": NUMERICS["int8"], "a.b.x": HIGH, "a.b.c": NUMERICS["int8"], "A.x": HIGH, "b.a.x": HIGH}
+
+
+def test_the_digest_is_of_what_a_recipe_does() -> None:
+    one = Recipe.parse('name="x"\ndescription="x"\nrules=[{match="a", numerics="int8"}, {match="b", numerics="high"}]')
+    other_words = Recipe.parse(
+        'name="y"\ndescription="y"\n[[rules]]\nmatch="a"\nnumerics="int8"\n[[rules]]\nmatch="b"\nnumerics="high"'
+    )
+    assert one.digest == other_words.digest and len(one.digest) == 64
+    variants = ['{match="b", numerics="high"}, {match="a", numerics="int8"}', '{match="a", numerics="int8"}']
+    variants += ['{match="a", numerics="fp8"}, {match="b", numerics="high"}']
+    assert len({one.digest, *(parse(rules).digest for rules in variants)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name = ", "not valid TOML"),
+        (HEAD, "rules is missing"),
+        (f"{HEAD}rules = []", "rules is empty"),
+        (f"{HEAD}rules = 3", "rules must be a list"),
+        (f"{HEAD}rules = [3]", "rule 1 is not a table"),
+        (f'{HEAD}alpha = 0.5\nrules = [{{match="*", numerics="int8"}}]', "unknown key 'alpha'"),
+        (f'{HEAD}rules = [{{match="*", numerics="int8", bits=4}}]', "rule 1: unknown key 'bits'"),
+        (f'{HEAD}rules = [{{match="*", numerics="high"}}, {{match="*"}}]', "rule 2: numerics is missing"),
+        (f'{HEAD}rules = [{{match="*", numerics="int4"}}]', "unknown numerics 'int4'; one of high, int8, fp8"),
+        (f'{HEAD}rules = [{{match="", numerics="int8"}}]', "match must be a non-empty text"),
+        (f'{HEAD}rules = [{{match="*", numerics=8}}]', "numerics must be a non-empty text"),
+        ('name = ""\ndescription = "x"\nrules = [{match="*", numerics="int8"}]', "name must be a non-empty text"),
+        (f'{HEAD}rules = [{{match="a", numerics="int8"}}, {{match="b", numerics="fp8"}}]', "names fp8 and int8"),
+    ],
+)
+def test_a_broken_recipe_is_refused_by_file_and_place(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match="mine.toml") as refusal:
+        Recipe.load(path)
+    assert message in str(refusal.value)
+
+
+def test_a_recipe_is_loaded_by_name_or_path_only(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'{HEAD}rules = [{{match="*", numerics="int8"}}]', encoding="utf-8")
+    assert Recipe.load(path) == Recipe.load(str(path))
+    with pytest.raises(BadInput, match="unknown recipe 'int7'; one of fp8, int8, or the path of a .toml file"):
+        Recipe.load("int7")
+    with pytest.raises(BadInput, match="unknown recipe"):
+        Recipe.load("../recipes/int8")
+    with pytest.raises(BadInput, match="cannot read the recipe .*none.toml"):
+        Recipe.load(tmp_path / "none.toml")
+    path.write_bytes(b'name = "\xff"')
+    with pytest.raises(BadInput, match="cannot read the recipe .*mine.toml"):
+        Recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    ("rules", "pattern"),
+    [
+        ('{match="transformer_block.*", numerics="int8"}', "'transformer_block.\\*' matches no linear"),
+        ('{match="*", numerics="int8"}, {match="proj_uot", numerics="high"}', "'proj_uot' matches no node"),
+        ('{match="node_Add_1", numerics="int8"}', "'node_Add_1' matches no linear"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_an_error_that_names_it(rules: str, pattern: str) -> None:
+    with pytest.raises(BadInput, match=pattern):
+        parse(rules).check([*SHAPES, "node_Add_1"], SHAPES)
+
+
+def test_a_high_rule_may_be_about_any_node() -> None:
+    parse('{match="node_Add_1", numerics="high"}').check([*SHAPES, "node_Add_1"], SHAPES)

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from reelquant.runtime.atomic import partial_file, partial_folder
+from reelquant.runtime.errors import BadInput
+
+INTERRUPTIONS = [ValueError("a bug"), KeyboardInterrupt(), SystemExit(1)]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_file_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "clip.mp4"
+    with partial_file(path) as temporary:
+        assert temporary.suffix == ".mp4" and temporary.parent == path.parent
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+    assert path.read_bytes() == b"half" and names(tmp_path) == ["new", "new/clip.mp4"]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_interrupted_file_leaves_what_was_there(tmp_path: Path, error: BaseException, old: bytes | None) -> None:
+    path = tmp_path / "clip.mp4"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises(type(error)) as caught, partial_file(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert caught.value is error
+    assert names(tmp_path) == ([] if old is None else ["clip.mp4"])
+    assert old is None or path.read_bytes() == old
+
+
+def test_old_file_stays_until_the_new_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"old")
+    with partial_file(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and names(tmp_path) == ["clip.mp4"]
+
+
+def test_nothing_takes_the_name_before_it_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(handle: int) -> None:
+        events.append("sync")
+        sync(handle)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    with partial_file(tmp_path / "x.bin") as temporary:
+        temporary.write_bytes(b"x")
+    assert events == ["sync", "rename", "sync"]
+    events.clear()
+    with partial_folder(tmp_path / "bundle") as folder:
+        (folder / "a").write_bytes(b"a")
+        (folder / "b").write_bytes(b"b")
+    assert events == ["sync", "sync", "sync", "rename", "sync"]
+
+
+def test_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    said = r"the disk is full: .*/{} was not written; free"
+    with pytest.raises(BadInput, match=said.format("clip.mp4")), partial_file(tmp_path / "clip.mp4") as temporary:
+        temporary.write_bytes(b"half")
+        Path("/dev/full").write_bytes(b"x")
+    with pytest.raises(BadInput, match=said.format("bundle")), partial_folder(tmp_path / "bundle") as folder:
+        (folder / "weights").write_bytes(b"half")
+        Path("/dev/full").write_bytes(b"x")
+    assert names(tmp_path) == []
+
+
+def test_full_disk_at_the_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "clip.mp4").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BadInput, match="the disk is full"), partial_file(tmp_path / "clip.mp4") as temporary:
+        temporary.write_bytes(b"new")
+    assert (tmp_path / "clip.mp4").read_bytes() == b"old" and names(tmp_path) == ["clip.mp4"]
+
+
+def test_read_only_place_is_said(tmp_path: Path) -> None:
+    said = "cannot write .*clip.mp4: Read-only file system; choose"
+    with pytest.raises(BadInput, match=said), partial_file(tmp_path / "clip.mp4"):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_other_os_errors_stay_themselves(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Input/output error"), partial_file(tmp_path / "clip.mp4"):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    assert names(tmp_path) == []
+
+
+def test_folder_appears_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "bundle"
+    with partial_folder(path) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "weights").write_bytes(b"w")
+        assert not path.exists()
+    assert names(tmp_path) == ["deep", "deep/bundle", "deep/bundle/sub", "deep/bundle/sub/weights"]
+
+
+@pytest.mark.parametrize("error", INTERRUPTIONS, ids=repr)
+@pytest.mark.parametrize("replace", [False, True])
+def test_interrupted_folder_leaves_what_was_there(tmp_path: Path, error: BaseException, replace: bool) -> None:
+    path = tmp_path / "bundle"
+    if replace:
+        path.mkdir()
+        (path / "old").write_bytes(b"old")
+    before = names(tmp_path)
+    with pytest.raises(type(error)), partial_folder(path, replace=replace) as folder:
+        (folder / "new").write_bytes(b"half")
+        raise error
+    assert names(tmp_path) == before
+
+
+def test_replaced_folder_has_only_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "old").write_bytes(b"old")
+    with partial_folder(path, replace=True) as folder:
+        (folder / "new").write_bytes(b"new")
+        assert names(path) == ["old"]
+    assert names(tmp_path) == ["bundle", "bundle/new"]
+
+
+def test_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    (path / "old").write_bytes(b"old")
+    replace = os.replace
+
+    def failing(source: Path, target: Path) -> None:
+        if ".partial" in source.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="Input/output"), partial_folder(path, replace=True) as folder:
+        (folder / "new").write_bytes(b"new")
+    assert names(tmp_path) == ["bundle", "bundle/old"]
+
+
+def test_folder_in_use_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    with partial_folder(tmp_path / "bundle") as folder:  # an empty one is nobody's
+        (folder / "new").write_bytes(b"new")
+    for path in (tmp_path / "bundle", tmp_path / "bundle" / "new"):
+        with pytest.raises(BadInput, match="exists and is not empty"), partial_folder(path):
+            pytest.fail("work was started for a place that cannot be used")
+    assert names(tmp_path) == ["bundle", "bundle/new"]
