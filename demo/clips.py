@@ -83,7 +83,10 @@ def coverage(shape: str, x: NDArray[np.float64], y: NDArray[np.float64], radius:
 def random_scene(rng: np.random.Generator, held_out: bool = False) -> Scene:
     """Draw a scene; ``held_out`` chooses which side of the train/score split it comes from."""
     while True:
-        scene = Scene(*(str(rng.choice(list(c))) for c in (COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)))
+        colour, shape, direction, background = (
+            str(rng.choice(list(choices))) for choices in (COLOURS, SHAPES, DIRECTIONS, BACKGROUNDS)
+        )
+        scene = Scene(colour, shape, direction, background)
         if scene.held_out == held_out:
             break
     if rng.random() < 0.25:

@@ -22,7 +22,7 @@ def read_clip(clip: NDArray[np.uint8]) -> Scene | None:
     not background; the direction is that of its centroid from the first to the last quarter of the clip; the shape is
     the one whose outline of equal area overlaps the object best (intersection over union, averaged over frames).
     """
-    frames, height, width, _ = clip.shape
+    height, width = clip.shape[1:3]
     pixels = clip.astype(np.float64)
     edge = np.concatenate([pixels[:, :4].reshape(-1, 3), pixels[:, -4:].reshape(-1, 3),
                            pixels[:, :, :4].reshape(-1, 3), pixels[:, :, -4:].reshape(-1, 3)])  # fmt: skip
@@ -51,11 +51,10 @@ def read_clip(clip: NDArray[np.uint8]) -> Scene | None:
     return Scene(list(COLOURS)[colour], SHAPES[int(overlap.argmax())], direction, background)
 
 
-def _iou(
-    mask: NDArray[np.bool_], shape: str, x: NDArray[np.float64], y: NDArray[np.float64], area: float
-) -> float:
+def _iou(mask: NDArray[np.bool_], shape: str, x: NDArray[np.float64], y: NDArray[np.float64], area: float) -> float:
     radius = 10.0
-    unit = float((coverage(shape, *np.mgrid[-30:31, -30:31][::-1].astype(np.float64), radius) > 0.5).sum())
+    grid_y, grid_x = np.mgrid[-30:31, -30:31].astype(np.float64)
+    unit = float((coverage(shape, grid_x, grid_y, radius) > 0.5).sum())
     outline = coverage(shape, x, y, radius * np.sqrt(area / unit)) > 0.5
     return float((mask & outline).sum() / (mask | outline).sum())
 

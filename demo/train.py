@@ -21,12 +21,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="training state, for resuming")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
-    parser.add_argument("--eager", action="store_true", help="do not compile (no C++ compiler needed, about 1.5x slower)")
+    parser.add_argument(
+        "--eager", action="store_true", help="do not compile (no C++ compiler needed, about 1.5x slower)"
+    )
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
-    seconds = {"vae": round(vae_seconds)}
+    seconds: dict[str, float] = {"vae": vae_seconds}
     start = None
     for task, stages in (("t2v", train_transformer.STAGES), ("i2v", train_transformer.IMAGE_STAGES)):
         model, seconds[task] = train_transformer.train(
@@ -34,8 +36,10 @@ def main() -> None:
         )
         start = model
         save_checkpoint(arguments.out / task, vae, model.text, model.transformer, task)
-        (arguments.work / "seconds.json").write_text(json.dumps(seconds))
-        print(f"{arguments.out / task} written; training took {seconds} s", flush=True)
+        (arguments.work / "seconds.json").write_text(
+            json.dumps({name: round(value) for name, value in seconds.items()})
+        )
+        print(f"{arguments.out / task} written; training took {seconds[task]:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,20 +54,6 @@ def mean_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
 
 
-def psnr(vae: AutoencoderKLCogVideoX, clips: int, seed: int = 1) -> float:
-    """Mean reconstruction PSNR in dB over held-out 17-frame clips, fp32, through the posterior's mode."""
-    rng = np.random.default_rng([seed, 0xE7A1])
-    values = []
-    for _ in range(clips):
-        clip = torch.from_numpy(render(random_scene(rng, held_out=True), rng))
-        x = clip.permute(3, 0, 1, 2)[None].float().to(vae.device) / 127.5 - 1
-        with torch.no_grad():
-            y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-        seen = ((y.clamp(-1, 1) + 1) * 127.5).round()
-        values.append(float(10 * torch.log10(255**2 / F.mse_loss(seen, (x + 1) * 127.5))))
-    return float(np.mean(values))
-
-
 def train(folder: Path, seed: int = 0) -> tuple[AutoencoderKLCogVideoX, float]:
     """Run (or resume) all stages; the state is saved in ``folder`` every 100 steps.
 
@@ -75,7 +61,9 @@ def train(folder: Path, seed: int = 0) -> tuple[AutoencoderKLCogVideoX, float]:
     """
     torch.manual_seed(seed)
     vae = AutoencoderKLCogVideoX(**architecture.VAE).to(device())
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
+    ]
     ema = Ema(vae, 0.995)
     state: dict[str, Any] = {"stage": 0, "step": 0, "seconds": 0.0}
     state = load_state(folder / "vae.pt", vae, optimizers, ema) or state
@@ -112,7 +100,10 @@ def latent_deviation(vae: AutoencoderKLCogVideoX, seed: int, clips: int = 48) ->
     rng = np.random.default_rng([seed, 0x57D])
     values = []
     for _ in range(clips):
-        x = torch.from_numpy(render(random_scene(rng), rng)).to(vae.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        x = (
+            torch.from_numpy(render(random_scene(rng), rng)).to(vae.device).permute(3, 0, 1, 2)[None].float() / 127.5
+            - 1
+        )
         with torch.no_grad():
             values.append(vae.encode(x).latent_dist.mode())
     return float(torch.cat(values).std())

@@ -32,12 +32,12 @@ class Ema:
         self.decay, self.updates = decay, 0
         self.shadow = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
-    @torch.no_grad()
     def update(self, module: torch.nn.Module) -> None:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, value in module.state_dict().items():
-            self.shadow[name].lerp_(value, 1 - decay)
+        with torch.no_grad():
+            for name, value in module.state_dict().items():
+                self.shadow[name].lerp_(value, 1 - decay)
 
     def copy_to(self, module: torch.nn.Module) -> None:
         module.load_state_dict(self.shadow)

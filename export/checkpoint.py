@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from reelquant.runtime.bundle import hash_file
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.sizes import Geometry
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_CONVERT = "convert the checkpoint to safetensors: save_pretrained(..., safe_serialization=True)"
 _FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
-_PIPELINES = {"CogVideoXPipeline": "t2v", "CogVideoXImageToVideoPipeline": "i2v", "CogVideoXVideoToVideoPipeline": "t2v"}
+_PIPELINES = {
+    "CogVideoXPipeline": "t2v",
+    "CogVideoXImageToVideoPipeline": "i2v",
+    "CogVideoXVideoToVideoPipeline": "t2v",
+}
 _CLASSES = {
     "transformer": "CogVideoXTransformer3DModel",
     "vae": "AutoencoderKLCogVideoX",
     "text_encoder": "T5EncoderModel",
 }
+# What an export reads of the configs without asking whether it is there.
+_NUMBERS = {
+    "transformer": ("in_channels", "out_channels", "patch_size", "sample_frames", "sample_height", "sample_width",
+                    "max_text_seq_length", "text_embed_dim", "attention_head_dim"),
+    "vae": ("latent_channels", "temporal_compression_ratio", "scaling_factor"),
+}  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
 
 
@@ -43,7 +57,9 @@ class Checkpoint:
         path = Path(source)
         if not path.is_dir():
             if path.exists() or not _HUB_ID.fullmatch(source):
-                raise BundleError(f"{source} is neither a checkpoint folder nor a hub id such as zai-org/CogVideoX-2b")
+                raise BundleError(
+                    f"{source} is neither a checkpoint folder nor a hub id such as zai-org/CogVideoX-2b; check the name"
+                )
             path = _download(source)
         checkpoint = cls(path, source.rstrip("/").rsplit("/", 1)[-1] if Path(source).is_dir() else source)
         checkpoint._check()
@@ -91,15 +107,14 @@ class Checkpoint:
         for folder in (".", *_FOLDERS):
             for file in sorted((self.path / folder).glob("*")):
                 if file.suffix in (".json", ".safetensors", ".model"):
-                    with file.open("rb") as handle:
-                        found[file.relative_to(self.path).as_posix()] = hashlib.file_digest(handle, "sha256").hexdigest()
+                    found[file.relative_to(self.path).as_posix()] = hash_file(file)
         return found
 
     def load(self, folder: str) -> torch.nn.Module:
         """Load one network in fp32, from safetensors only, by its named class.
 
         Raises:
-            BundleError: the weights are missing or do not fit the config.
+            BundleError: the weights are damaged, or do not fit the config.
         """
         import diffusers
         import transformers
@@ -107,15 +122,26 @@ class Checkpoint:
         name = _CLASSES[folder]
         cls = getattr(transformers if folder == "text_encoder" else diffusers, name)
         dtype = {"dtype": torch.float32} if folder == "text_encoder" else {"torch_dtype": torch.float32}
+        options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, **dtype}
         try:
-            module = cls.from_pretrained(self.path / folder, use_safetensors=True, local_files_only=True, **dtype)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BundleError(f"cannot load {self.path / folder}: {error}") from error
-        return module.eval()  # type: ignore[no-any-return]
+            with _quiet_loading():
+                module, info = cls.from_pretrained(self.path / folder, **options)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            why = " ".join(str(error).split()).rstrip(".")
+            raise BundleError(f"cannot load {self.path / folder}: {why}; download the checkpoint again") from error
+        missing = sorted(info["missing_keys"])
+        if missing:  # the libraries would fill them with random numbers and go on
+            raise BundleError(
+                f"{self.path / folder} lacks {len(missing)} of the weights that its config asks for, such as "
+                f"{missing[0]}; download the checkpoint again"
+            )
+        return module.eval()
 
     def _check(self) -> None:
         if not (self.path / "model_index.json").is_file():
-            raise BundleError(f"{self.path} is not a diffusers checkpoint: it has no model_index.json")
+            raise BundleError(
+                f"{self.path} is not a diffusers checkpoint: it has no model_index.json; name the folder that has it"
+            )
         for folder in _FOLDERS:
             if not (self.path / folder).is_dir():
                 raise BundleError(f"{self.path} has no {folder}/; a CogVideoX checkpoint has {', '.join(_FOLDERS)}")
@@ -126,7 +152,17 @@ class Checkpoint:
             if found != name:
                 raise BundleError(f"{self.path / folder} holds a {found}; reelquant exports {name}")
             if config.keys() & {"auto_map", "custom_pipeline", "trust_remote_code"}:
-                raise BundleError(f"{self.path / folder}/config.json asks for code of its own, which is never run")
+                raise BundleError(
+                    f"{self.path / folder}/config.json asks for code of its own, which is never run; "
+                    "use the checkpoint's plain diffusers version"
+                )
+        for folder, keys in _NUMBERS.items():
+            config = self.config(folder)
+            for key in keys:
+                if type(config.get(key)) not in (int, float):
+                    raise BundleError(f"{self.path / folder}/config.json has no number {key}; download it again")
+        if not isinstance(self.config("vae").get("block_out_channels"), list):
+            raise BundleError(f"{self.path}/vae/config.json has no list block_out_channels; download it again")
         _ = self.task
 
     def _check_files(self, folder: Path) -> None:
@@ -134,21 +170,38 @@ class Checkpoint:
         safe = any(name.endswith(".safetensors") for name in files)
         for name in files:
             if name.endswith(_PICKLED) and not safe:
-                raise BundleError(
-                    f"{folder / name} is a pickle, and loading a pickle can run any code; "
-                    "convert the checkpoint to safetensors (save_pretrained(..., safe_serialization=True))"
-                )
+                raise BundleError(f"{folder / name} is a pickle, and loading a pickle can run any code; {_CONVERT}")
             if name.endswith(".py"):
                 raise BundleError(f"{folder / name} is code, which is never run; remove it to go on")
         if folder.name in _CLASSES and not safe:
-            raise BundleError(f"{folder} has no .safetensors weights")
+            raise BundleError(f"{folder} has no .safetensors weights, the only ones that are read; {_CONVERT}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise BundleError(f"cannot read {path}: {error}") from error
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise BundleError(f"cannot read {path}: {error}; download the checkpoint again") from error
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Hold back the progress bars and reports of both libraries: what matters of them becomes an error."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    logs = (diffusers_logging, transformers_logging)
+    before = [(log, log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, verbosity, bars in before:
+            log.set_verbosity(verbosity)
+            if bars:
+                log.enable_progress_bar()
 
 
 def _download(source: str) -> Path:
@@ -162,4 +215,8 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
     except Exception as error:  # network, authentication and hub errors share no base
-        raise BundleError(f"cannot fetch {source} from the hub: {error}") from error
+        why = " ".join(str(error).split()).rstrip(".")
+        raise BundleError(
+            f"{source} is no folder here, and fetching it from the hub failed: {why}; "
+            "check the name, the network and your access"
+        ) from error

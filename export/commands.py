@@ -9,7 +9,7 @@ import click
 from reelquant.export.road import ExportPlan, export_checkpoint
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.quant.calibrate import CalibrationPlan
-from reelquant.quant.commands import OUT, REPLACE
+from reelquant.quant.commands import OUT, PROMPTS, REPLACE, SEED, STEPS
 from reelquant.runtime.commands.options import ENGINE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.progress import Progress
 
@@ -26,9 +26,9 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @SIZE
 @FRAMES
 @click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
-@click.option("--prompts", default=CalibrationPlan.prompts, show_default=True, help="Calibration clips.")
-@click.option("--steps", default=CalibrationPlan.steps, show_default=True, help="Steps of each calibration clip.")
-@click.option("--seed", default=CalibrationPlan.seed, show_default=True, help="Calibration seed.")
+@PROMPTS
+@STEPS
+@SEED
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @REPLACE
 @QUIET

@@ -58,7 +58,7 @@ def component_graphs(checkpoint: Checkpoint, component: str) -> Iterator[Graph]:
 
 
 def _text_graph(encoder: nn.Module, tokens: int) -> Graph:
-    vocabulary = int(encoder.config.vocab_size)  # type: ignore[arg-type, union-attr]
+    vocabulary = int(encoder.config.vocab_size)
     samples = tuple(
         {"input_ids": torch.randint(0, vocabulary, (sample.batch, tokens), generator=_generator(sample))}
         for sample in SAMPLES

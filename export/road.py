@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,9 +14,9 @@ from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
-from reelquant.runtime.atomic import partial_folder
+from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
-from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.progress import SILENT, Progress
@@ -67,6 +65,10 @@ def export_checkpoint(
     data = CalibrationData.load(plan.data) if recipe else None
     if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
+    if data:  # too few prompts or images are reported before the work too
+        data.first(plan.calibration.prompts)
+        if Checkpoint.open(source).task == "i2v":
+            data.images_for(plan.calibration.prompts)
     if recipe is None and work is None:
         say(f"trace {source}")
         bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress)
@@ -136,7 +138,8 @@ def _calibrated(
 
 def _copied(bundle: Bundle, out: Path, replace: bool) -> Bundle:
     with partial_folder(out, replace) as folder:
-        shutil.copytree(bundle.path, folder, dirs_exist_ok=True)
+        bundle.copy_files(folder)
+        write_manifest(folder, bundle.manifest)
     return Bundle.open(out)
 
 
@@ -146,6 +149,5 @@ def _work_folder(work: Path | None, out: Path) -> Iterator[Path]:
         work.mkdir(parents=True, exist_ok=True)
         yield work
         return
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.absolute().parent) as folder:
-        yield Path(folder)
+    with scratch_folder(out, "export") as folder:
+        yield folder

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from collections.abc import Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -44,7 +43,7 @@ def trace(spec: GraphSpec, inputs: Inputs) -> ir.Model:
     outputs ``next_cache.*``.
     """
     args, caches = split_caches(inputs)
-    dynamic = torch.export.Dim.DYNAMIC  # type: ignore[attr-defined]
+    dynamic = torch.export.Dim.DYNAMIC
     shapes: list[Any] = [{axis: dynamic for axis in spec.axes.get(name, {})} for name in args]
     arguments: list[Any] = list(args.values())
     if caches:
@@ -64,7 +63,7 @@ def trace(spec: GraphSpec, inputs: Inputs) -> ir.Model:
             dynamic_shapes=tuple(shapes),
         )
     assert program is not None
-    model = program.model
+    model: ir.Model = program.model
     model.graph.name = spec.name
     model.producer_name = "reelquant"
     _name_axes(model, spec)

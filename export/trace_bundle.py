@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from reelquant.export.checkpoint import Checkpoint
@@ -95,7 +96,7 @@ def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames
             "this version (CogVideoX-2b's added positions and the 1.5 family are on the road)"
         )
     height, width = size or (config["sample_height"] * geometry.spatial, config["sample_width"] * geometry.spatial)
-    chosen = checked(Size(frames or config["sample_frames"], height, width), geometry)
+    chosen = checked(Size(config["sample_frames"] if frames is None else frames, height, width), geometry)
     return Defaults(**asdict(chosen))
 
 
@@ -108,7 +109,8 @@ def _trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Compone
     for graph in graphs:
         model = trace(graph.spec, graph.samples[0])
         before = sum(1 for _ in model.graph)
-        optimize_ir(model)
+        with np.errstate(divide="ignore", invalid="ignore"):  # T5's folded position buckets take the log of 0
+            optimize_ir(model)
         named = name_by_module(model, _PREFIX[name])
         passes[graph.spec.name] = {
             "traced_nodes": before,
@@ -135,6 +137,9 @@ def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint.path / "tokenizer", local_files_only=True)
-        tokenizer.backend_tokenizer.save(str(folder / TOKENIZER))
+        text: str = tokenizer.backend_tokenizer.to_str(pretty=True)
     except (OSError, ValueError, AttributeError) as error:
-        raise BundleError(f"cannot read {checkpoint.path / 'tokenizer'}: {error}") from error
+        raise BundleError(
+            f"cannot read {checkpoint.path / 'tokenizer'}: {error}; download the checkpoint again"
+        ) from error
+    (folder / TOKENIZER).write_text(text, encoding="utf-8")  # its own save hides a full disk

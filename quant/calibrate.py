@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +23,7 @@ from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
+from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
 from reelquant.runtime.errors import BadInput
@@ -130,8 +129,8 @@ def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
     model = load_graph(path)
     observe(model, [linear.activation for linear in linear_nodes(model)])
     # Beside the bundle: on the same disk the weights can be linked, and need not be copied.
-    with tempfile.TemporaryDirectory(prefix=".calibrate-", dir=bundle.path.absolute().parent) as folder:
-        observed = Path(folder) / "observed.onnx"
+    with scratch_folder(bundle.path, "calibrate") as folder:
+        observed = folder / "observed.onnx"
         ir.save(model, observed)
         _link(path.parent / WEIGHTS, observed.parent / WEIGHTS)
         yield _Recorder(open_plan(engine, observed))

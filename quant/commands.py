@@ -15,20 +15,38 @@ from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.pipeline import MAX_STEPS
 from reelquant.runtime.progress import Progress
 
 OUT = click.argument("out", type=click.Path(path_type=Path))
+PROMPTS = click.option(
+    "--prompts", type=click.IntRange(1), default=CalibrationPlan.prompts, show_default=True, help="Calibration clips."
+)
+STEPS = click.option(
+    "--steps",
+    type=click.IntRange(1, MAX_STEPS),
+    default=CalibrationPlan.steps,
+    show_default=True,
+    help="Denoising steps of each calibration clip.",
+)
+SEED = click.option(
+    "--seed", type=click.IntRange(0), default=CalibrationPlan.seed, show_default=True, help="Calibration seed."
+)
 REPLACE = click.option("--replace", is_flag=True, help="Replace OUT when it exists, once the new one is whole.")
 
 
 @click.command()
 @BUNDLE
 @OUT
-@click.option("--data", default="general", show_default=True, help="A set by name, or a folder: prompts.txt and images/.")
-@click.option("--prompts", default=CalibrationPlan.prompts, show_default=True, help="Clips to make.")
-@click.option("--steps", default=CalibrationPlan.steps, show_default=True, help="Denoising steps of each.")
-@click.option("--seed", default=CalibrationPlan.seed, show_default=True)
-@click.option("--engine", default=CalibrationPlan.engine, show_default=True)
+@click.option(
+    "--data", default="general", show_default=True, help="A set by name, or a folder: prompts.txt and images/."
+)
+@PROMPTS
+@STEPS
+@SEED
+@click.option(
+    "--engine", default=CalibrationPlan.engine, show_default=True, metavar="NAME", help="What runs the graphs."
+)
 @REPLACE
 @QUIET
 @JSON
@@ -73,4 +91,6 @@ def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, replace: bool, 
     if as_json:
         print_json({"path": str(out), "recipe": recipe, **counts, "stats": part.stats["main"]})
     else:
-        click.echo(f"{out}: {counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped")
+        click.echo(
+            f"{out}: {counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
+        )

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 WEIGHTS = "weights.safetensors"
@@ -54,7 +57,7 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, str]:
                 offset, length = places[name]
                 value.const_value = ir.ExternalTensor(
                     WEIGHTS, offset, length, tensors[name].dtype,
-                    shape=ir.Shape(tensors[name].shape), name=name, base_dir=folder,
+                    shape=ir.Shape(tensors[name].shape.numpy()), name=name, base_dir=folder,
                 )  # fmt: skip
         try:
             ir.save(model, folder / f"{graph}.onnx")
@@ -69,6 +72,26 @@ def load_graph(path: Path) -> ir.Model:
     return ir.load(path)
 
 
+def map_weights(model: ir.Model) -> None:
+    """Let ``model`` read its weights through memory maps of our own.
+
+    onnx-ir refuses to read a file that has several hard links, which a killed calibration leaves behind and tools that
+    save disk space make.
+    """
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location == WEIGHTS:
+            value.const_value = ir.LazyTensor(
+                partial(_mapped, tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name or ""
+            )
+
+
+def _mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    shape = tuple(int(dim) for dim in tensor.shape.numpy())
+    array = np.memmap(tensor.path, tensor.dtype.numpy(), "r", tensor.offset or 0, shape)
+    return ir.Tensor(array, tensor.dtype)
+
+
 def _write_safetensors(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, tuple[int, int]]:
     """Stream ``tensors`` to ``path``, largest first, and return each one's (offset in the file, length).
 
@@ -76,7 +99,8 @@ def _write_safetensors(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> 
     memory is then aligned.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].nbytes, name))
-    header, end = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
     for name in order:
         tensor = tensors[name]
         header[name] = {

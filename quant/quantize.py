@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from reelquant.quant.graph_files import load_graph, save_graphs
+from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
@@ -31,14 +30,12 @@ def quantize_bundle(bundle: Bundle, ranges: Ranges, recipe: Recipe, out: Path, r
         raise BadInput(f"these ranges are not of {bundle.path}; run: reelquant calibrate {bundle.path} RANGES")
     bundle.check_hashes()
     model = load_graph(bundle.graph(QUANTIZED, "main"))
+    map_weights(model)
     report = insert_qdq(model, ranges, recipe)
     if not report.quantized:
         raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
     with partial_folder(out, replace_out) as folder:
-        for name in manifest.files:
-            if not name.startswith(f"{QUANTIZED}/"):
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(bundle.path / name, folder / name)
+        bundle.copy_files(folder, lambda name: not name.startswith(f"{QUANTIZED}/"))
         files = save_graphs(folder / QUANTIZED, {"main": model})
         component = replace(
             manifest.components[QUANTIZED],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.errors import BundleError
@@ -124,7 +124,8 @@ class Ranges:
             "provenance": asdict(self.provenance),
         }
         with partial_folder(path, replace) as folder:
-            save_file(self._arrays(), folder / "ranges.safetensors")
+            # Through memory: writing to a file itself, safetensors reports a full disk without its errno.
+            (folder / "ranges.safetensors").write_bytes(save(self._arrays()))
             (folder / "ranges.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
     @classmethod

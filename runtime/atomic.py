@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -67,8 +68,38 @@ def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     finally:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _remove(old)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def scratch_folder(beside: Path, prefix: str) -> Iterator[Path]:
+    """Yield a new hidden folder beside ``beside``, so on the same disk, and remove it in the end, on Ctrl-C too.
+
+    Raises:
+        BadInput: that folder cannot be written, or the disk is full.
+    """
+    parent = beside.absolute().parent
+    folder = None
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent))
+        yield folder
+    except OSError as error:
+        raise _explained(error, folder or parent) from error
+    finally:
+        if folder is not None:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # a Ctrl-C in between: first be done with this
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _sync(path: Path) -> None:

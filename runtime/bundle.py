@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class Bundle:
         try:
             text = where.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"cannot read {where}: {error}") from error
+            raise BundleError(f"cannot read {where}: {error}; copy the bundle again or export it again") from error
         bundle = cls(path, Manifest.from_json(text, where))
         for name, entry in bundle.manifest.files.items():
             bundle._check_size(name, entry)
@@ -67,7 +68,8 @@ class Bundle:
         Raises:
             BundleError: a file was changed, or the engine refuses a graph.
         """
-        paths = {name: self.graph(component, name) for name in names or self.manifest.components[component].graphs}
+        known = self.manifest.components.get(component)
+        paths = {name: self.graph(component, name) for name in names or (known.graphs if known else ["main"])}
         self.check_hashes(lambda file: file.startswith(f"{component}/"))
         return {name: open_plan(engine, path, threads) for name, path in paths.items()}
 
@@ -82,8 +84,16 @@ class Bundle:
             entry = self.manifest.files[name]
             self._check_size(name, entry)
             if hash_file(self.path / name) != entry.sha256:
-                raise BundleError(f"{self.path / name} was changed after export: its sha256 differs from the manifest")
+                raise BundleError(
+                    f"{self.path / name} was changed after export: its sha256 differs from the manifest; copy it again"
+                )
         return len(names)
+
+    def copy_files(self, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> None:
+        """Copy the wanted files, not the manifest, into ``folder`` under their names."""
+        for name in filter(wanted, self.manifest.files):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path / name, folder / name)
 
     def verify(self) -> int:
         """Check every hash, and that nothing else lies in the folder; return the number of files.
@@ -105,7 +115,9 @@ class Bundle:
             raise BundleError(f"{file} is missing (or is a link); copy the bundle again or export it again")
         size = file.stat().st_size
         if size != entry.size:
-            raise BundleError(f"{file} has {size} bytes where {entry.size} are expected: truncated or changed; copy it again")
+            raise BundleError(
+                f"{file} has {size} bytes where {entry.size} are expected: truncated or changed; copy it again"
+            )
 
 
 def hash_file(path: Path) -> str:

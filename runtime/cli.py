@@ -16,13 +16,13 @@ from reelquant.runtime.errors import MissingExtra, ReelquantError
 COMMANDS = {
     "export": ("reelquant.export.commands:export", "export", "Run the whole road: a checkpoint in, a bundle out."),
     "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
-    "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe activation ranges on an fp32 bundle."),
+    "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe a bundle's activation ranges."),
     "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),
     "inspect": ("reelquant.runtime.commands.inspect:inspect", "", "Say what a bundle holds and how it was made."),
     "verify": ("reelquant.runtime.commands.verify:verify", "", "Check every file of a bundle against its hash."),
-    "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others cannot."),
+    "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others can't."),
 }
 
 
@@ -69,6 +69,12 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except ReelquantError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk, a permission: of the machine, and not to be mended by reading our code
+        click.echo(f"Error: the system refused: {error}; mend that and run the command again", err=True)
+        sys.exit(2)
+    except MemoryError as error:
+        click.echo(f"Error: not enough memory ({error}); choose a smaller size or fewer frames", err=True)
+        sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; nothing was left half-written.", err=True)
         sys.exit(130)

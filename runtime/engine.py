@@ -74,5 +74,3 @@ def open_plan(engine: str, graph: Path, threads: int | None = None) -> Plan:
     """
     plan: Plan = engine_module(engine).open(graph, threads=threads)
     return plan
-
-

@@ -6,10 +6,13 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.sizes import Geometry
+
+T = TypeVar("T")
 
 FORMAT = 1
 FILE = "manifest.json"
@@ -87,27 +90,52 @@ class Manifest:
                 raise BundleError(
                     f"{where} has format {raw.get('format')!r}; this version reads format {FORMAT}: export it again"
                 )
-            manifest = cls(
-                **{
+            manifest = _strict(
+                cls,
+                {
                     **raw,
-                    "defaults": Defaults(**raw["defaults"]),
-                    "geometry": Geometry(**raw["geometry"]),
-                    "components": {name: Component(**value) for name, value in raw["components"].items()},
-                    "files": {name: FileEntry(**value) for name, value in raw["files"].items()},
-                }
+                    "defaults": _strict(Defaults, raw["defaults"]),
+                    "geometry": _strict(Geometry, raw["geometry"]),
+                    "components": {name: _strict(Component, value) for name, value in raw["components"].items()},
+                    "files": {name: _strict(FileEntry, value) for name, value in raw["files"].items()},
+                },
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise BundleError(f"{where} is not a valid manifest ({error}); export the bundle again") from error
         manifest._check(where)
         return manifest
 
     def _check(self, where: Path) -> None:
         if self.task not in TASKS:
-            raise BundleError(f"{where} names the unknown task {self.task!r}; one of {', '.join(TASKS)}")
-        named = [graph for component in self.components.values() for graph in component.graphs.values()]
-        for name in [*self.files, *named]:
+            raise BundleError(
+                f"{where} names the unknown task {self.task!r}, not one of {', '.join(TASKS)}; export the bundle again"
+            )
+        scale = self.vae.get("scaling_factor")
+        if type(scale) not in (int, float) or not scale:
+            raise BundleError(f"{where} has the scaling_factor {scale!r}; export the bundle again")
+        if min(self.defaults.fps, self.text_tokens, *asdict(self.geometry).values()) < 1:
+            raise BundleError(f"{where} has an fps, text_tokens or geometry below 1; export the bundle again")
+        named = [(part, name) for part, component in self.components.items() for name in component.graphs.values()]
+        for name in [*self.files, *(name for _, name in named)]:
             if not isinstance(name, str) or not _SAFE.fullmatch(name):
-                raise BundleError(f"{where} names the unsafe file {name!r}; this bundle cannot be trusted")
-        for name in named:
-            if name not in self.files:
-                raise BundleError(f"{where} names the graph {name} but does not list it; export the bundle again")
+                raise BundleError(f"{where} names the unsafe file {name!r}; do not use this bundle")
+        for part, name in named:
+            if name not in self.files or not name.startswith(f"{part}/"):
+                raise BundleError(
+                    f"{where}: {part}'s graph {name} is not listed in its folder; export the bundle again"
+                )
+
+
+def _strict(kind: type[T], raw: Any) -> T:
+    """``kind(**raw)``, where every field has a value of its annotated kind; an int will do for a float, no bool for an int.
+
+    Raises:
+        TypeError: a field is missing, unknown or of another kind.
+    """
+    made = kind(**raw)
+    for name, hint in get_type_hints(kind).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        allowed = {get_origin(part) or part for part in parts} | ({int} if float in parts else set())
+        if type(getattr(made, name)) not in allowed:
+            raise TypeError(f"{name} is {getattr(made, name)!r:.60}, which is not of the kind {hint}")
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.video import Clip
 
 Floats = NDArray[np.float32]
+N = TypeVar("N", int, float)
 MAX_STEPS = 1000
 
 
@@ -77,11 +78,15 @@ class Pipeline:
         """
         manifest = self.bundle.manifest
         defaults = manifest.defaults
-        size = Size(request.frames or defaults.frames, request.height or defaults.height, request.width or defaults.width)
-        steps = defaults.steps if request.steps is None else request.steps
-        guidance = defaults.guidance if request.guidance is None else request.guidance
+        size = Size(
+            frames=_chosen(request.frames, defaults.frames),
+            height=_chosen(request.height, defaults.height),
+            width=_chosen(request.width, defaults.width),
+        )
+        steps = _chosen(request.steps, defaults.steps)
+        guidance = _chosen(request.guidance, defaults.guidance)
         if not 1 <= steps <= MAX_STEPS:
-            raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}")
+            raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
         if not (0 <= guidance <= 100):
             raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
         if manifest.task == "i2v" and request.image is None:
@@ -90,7 +95,7 @@ class Pipeline:
             raise BadInput(f"{self.bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
         seed = secrets.randbits(32) if request.seed is None else request.seed
         if not 0 <= seed < 2**64:
-            raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1")
+            raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
         return Settings(checked(size, manifest.geometry), steps, guidance, seed)
 
     def generate(self, request: Request | str, progress: Progress = SILENT) -> Clip:
@@ -104,6 +109,9 @@ class Pipeline:
         if isinstance(request, str):
             request = Request(request)
         settings = self.settings(request)
+        if "vae_decoder" not in self._loaded:  # it is loaded last, and after hours is late to find it damaged
+            with self.timer("load"):
+                self.bundle.check_hashes(lambda name: name.startswith("vae_decoder/"))
         latents = self.sample(request, settings, progress)
         frames = self.decode(latents, progress)
         manifest = self.bundle.manifest
@@ -142,7 +150,9 @@ class Pipeline:
             run = scheduler.begin(settings.steps, rng)
             return denoise(transformer, run, latents * scheduler.init_noise_sigma, condition, tables, advance)
 
-    def encode_prompt(self, prompt: str, negative: str = "", guided: bool = True, progress: Progress = SILENT) -> Floats:
+    def encode_prompt(
+        self, prompt: str, negative: str = "", guided: bool = True, progress: Progress = SILENT
+    ) -> Floats:
         """Return float32 [2, text_tokens, text_width], the negative prompt first, or [1, …] when not ``guided``.
 
         Raises:
@@ -180,7 +190,9 @@ class Pipeline:
         shape = size.latent_shape(self.bundle.manifest.geometry)
         drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
         noise = drawn if request.image_noise is None else _same_shape(request.image_noise, (1, *shape[1:]))
-        encoder = self._load("vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, "image", threads=self._threads))
+        encoder = self._load(
+            "vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, "image", threads=self._threads)
+        )
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
             latents[:1] = encoder.encode_image(to_model(image), noise)
@@ -209,6 +221,10 @@ def load_pipeline(bundle: str | Path, engine: str = DEFAULT_ENGINE, threads: int
         BadInput: the engine is unknown.
     """
     return Pipeline(Bundle.open(Path(bundle)), engine, threads)
+
+
+def _chosen(wanted: N | None, default: N) -> N:
+    return default if wanted is None else wanted
 
 
 def _same_shape(array: Floats, shape: tuple[int, ...]) -> Floats:

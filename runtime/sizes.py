@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from reelquant.runtime.errors import BadInput
@@ -71,9 +72,7 @@ def checked(size: Size, geometry: Geometry) -> Size:
     step, most = geometry.frame_step, geometry.max_frames
     nearest = min(1 + _near(size.frames - 1, step), most) if size.frames > 1 else 1 + step
     if size.frames != nearest:
-        raise BadInput(
-            f"{size.frames} frames is not {step}N+1 from {1 + step} to {most}; the nearest is {nearest}"
-        )
+        raise BadInput(f"{size.frames} frames is not {step}N+1 from {1 + step} to {most}; the nearest is {nearest}")
     return size
 
 
@@ -83,10 +82,10 @@ def parse_size(text: str) -> tuple[int, int]:
     Raises:
         BadInput: the text is not HEIGHTxWIDTH.
     """
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
-        raise BadInput(f"size {text!r} is not HEIGHTxWIDTH, such as 480x720")
-    return int(height), int(width)
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower(), re.ASCII)
+    if not found:
+        raise BadInput(f"size {text[:40]!r} is not HEIGHTxWIDTH; write it like 480x720, height first")
+    return int(found[1]), int(found[2])
 
 
 def _near(value: int, step: int) -> int:

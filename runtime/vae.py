@@ -18,7 +18,7 @@ class VaeDecoder:
     """Scaled latents → frames. The first chunk is three latent frames (nine frames), each later one two (eight)."""
 
     def __init__(self, bundle: Bundle, engine: str, threads: int | None = None) -> None:
-        self._plans = bundle.open_graphs("vae_decoder", engine, threads=threads)
+        self._plans = bundle.open_graphs("vae_decoder", engine, "first", "next", threads=threads)
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
 
     def decode(self, latents: Floats) -> Iterator[Floats]:

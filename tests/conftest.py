@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
+
 from reelquant.runtime.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
@@ -13,6 +15,7 @@ CHECKPOINTS = ROOT / "demo" / "checkpoints"
 BUILD = ROOT / "build" / "tests"
 
 BundleMaker = Callable[[str, str], Bundle]
+TinyBundleMaker = Callable[[str], Bundle]
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,12 @@ def demo_bundle() -> BundleMaker:
         return made[task, precision]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> TinyBundleMaker:
+    """``tiny_bundle("i2v")``: kilobytes, but every command runs on it; read-only, shared by all tests."""
+    from tests.tiny_bundle import make_tiny_bundle
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return cache(lambda task: make_tiny_bundle(folder / task, task))

@@ -25,7 +25,9 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @click.option("--negative-prompt", default="", help="What to steer away from.")
 @click.option("--seed", type=int, help="Same seed, bundle and engine: same frames [default: a new one each time].")
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
-@click.option("--guidance", type=float, help="Guidance scale; 1 turns it off and halves the work [default: the bundle's].")
+@click.option(
+    "--guidance", type=float, help="Guidance scale; 1 turns it off and halves the work [default: the bundle's]."
+)
 @click.option("--frames", type=int, help="Frames [default: the bundle's].")
 @size_option("Size of the clip [default: the bundle's].")
 @click.option("--scheduler", type=click.Choice(["ddim", "dpm"]), help="Sampler [default: the checkpoint's].")

@@ -46,7 +46,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
     components = {}
     for name, part in bundle.manifest.components.items():
         stats = list(part.stats.values())
-        largest = max(stats, key=lambda entry: entry["weight_bytes"])
+        largest: dict[str, Any] = max(stats, key=lambda entry: entry["weight_bytes"], default={})
         weights = {
             file: entry.size
             for file, entry in bundle.manifest.files.items()
@@ -56,6 +56,6 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "graphs": sorted(part.graphs),
             **{key: sum(entry[key] for entry in stats) for key in _COUNTS},
             "weight_bytes": sum(weights.values()),
-            "weight_dtypes": largest["weight_bytes_by_dtype"],
+            "weight_dtypes": largest.get("weight_bytes_by_dtype", {}),
         }
     return {"path": str(bundle.path), "digest": bundle.digest, "components": components, "manifest": manifest}

@@ -15,13 +15,15 @@ from reelquant.runtime.sizes import parse_size
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
-ENGINE = click.option("--engine", default=DEFAULT_ENGINE, show_default=True, metavar="NAME", help="openvino or onnxruntime.")
+ENGINE = click.option(
+    "--engine", default=DEFAULT_ENGINE, show_default=True, metavar="NAME", help="openvino or onnxruntime."
+)
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads [default: the engine's choice].")
 
 
 def size_option(help: str) -> Callable[[Any], Any]:
     def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
-        return parse_size(value) if value else None
+        return None if value is None else parse_size(value)
 
     return click.option("--size", callback=parse, metavar="HEIGHTxWIDTH", help=help)
 

@@ -14,13 +14,19 @@ from reelquant.runtime.errors import BundleError, MissingExtra
 class _OpenVinoPlan:
     def __init__(self, compiled: Any) -> None:
         self._request = compiled.create_infer_request()
-        self.inputs = tuple(port.any_name for port in compiled.inputs)
-        self.outputs = tuple(port.any_name for port in compiled.outputs)
+        self.inputs = tuple(_name(port) for port in compiled.inputs)
+        self.outputs = tuple(_name(port) for port in compiled.outputs)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         results = self._request.infer({name: np.ascontiguousarray(feeds[name]) for name in self.inputs})
         # The request owns its output buffers and the next call overwrites them.
         return {name: np.array(results[i], order="C", copy=True) for i, name in enumerate(self.outputs)}
+
+
+def _name(port: Any) -> str:
+    """The ONNX graph's own name: a tensor that a no-op hands on has several, and ``any_name`` is any of them."""
+    name = str(port.get_node().get_friendly_name()).removesuffix("/sink_port_0")
+    return name if name in port.get_names() else str(port.any_name)
 
 
 def version() -> str:

@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import pickle
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from PIL import Image
 from reelquant.runtime import video
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.video import Clip, check_output, contact_sheet, read_clip
+from tests.small_disk import run_with_small_disks
 
 PROVENANCE = {"prompt": 'a "red" círcle\nmoves', "seed": 7, "engines": {"transformer": ["openvino", "2026.4"]}}
 SATURATED = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (45, 75, 225)}
@@ -201,22 +200,11 @@ for whole in sorted(Path(sys.argv[1]).parent.glob("whole.*")):
 
 def test_a_really_full_disk(tmp_path: Path) -> None:
     """In a mount namespace of its own, with disks from far too small to just large enough."""
-    for inside in (["unshare", "--user", "--map-root-user", "--mount"], ["unshare", "--mount"]):
-        try:
-            mount = [*inside, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
-            probe = subprocess.run(mount, check=False, capture_output=True, text=True)
-        except FileNotFoundError:
-            pytest.skip("there is no unshare here to mount a small disk with")
-        if probe.returncode == 0:
-            break
-    else:
-        pytest.skip(f"a small disk cannot be mounted here: {probe.stderr.strip()}")
     clip = Clip(noisy(), 8)
     np.save(tmp_path / "frames.npy", clip.frames)
     for suffix in video.SUFFIXES:
         clip.save(tmp_path / f"whole{suffix}")
-    script = [*inside, sys.executable, "-c", FULL_DISK, str(tmp_path / "frames.npy")]
-    ran = subprocess.run(script, check=False, capture_output=True, text=True)
+    ran = run_with_small_disks(FULL_DISK, tmp_path / "frames.npy")
     assert ran.returncode == 0, ran.stderr
     lines = [line.split("|") for line in ran.stdout.splitlines()]
     assert len(lines) == 4 * len(video.SUFFIXES)

@@ -1,0 +1,143 @@
+"""What each precision costs in quality and saves in time: fp32, int8 and fp8 bundles of the demo, side by side.
+
+    python -m benchmarks.precisions --prompts 64 --json
+
+For each task and precision: prompt fidelity over held-out prompts, clip PSNR against the fp32 bundle (same noise), the
+noise floor of that PSNR (fp32 on the other engine against fp32), bytes of the transformer, and milliseconds of one
+guided step. Times are taken in turns, one step of each precision after the other, and reported as medians with the
+spread of the ratio to fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from demo.fidelity import Pixels, Task, measure, psnr, renderer, tasks
+from reelquant.runtime import load_pipeline
+from reelquant.runtime.denoise import text_and_video_tables
+from reelquant.runtime.sizes import Size
+
+PRECISIONS = ("fp32", "int8", "fp8")
+
+
+def render_all(path: Path, wanted: list[Task], steps: int, engine: str) -> list[Pixels]:
+    _, draw = renderer(path, steps, 6.0, engine)
+    return [draw(task) for task in wanted]
+
+
+def step_times(paths: dict[str, Path], engine: str, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of one transformer run on a batch of two at the bundle's default size, the bundles taking turns."""
+    runs = {}
+    for name, path in paths.items():
+        bundle = load_pipeline(path, engine).bundle
+        manifest = bundle.manifest
+        defaults = manifest.defaults
+        shape = Size(defaults.frames, defaults.height, defaults.width).latent_shape(manifest.geometry)
+        tables = text_and_video_tables(manifest.transformer, manifest.text_tokens, shape)
+        rng = np.random.default_rng(0)
+        text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
+        feeds = {
+            "latents": rng.standard_normal((2, *shape), dtype=np.float32),
+            "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
+            "text": rng.standard_normal(text, dtype=np.float32),
+            "timestep": np.array([500, 500]),
+            "rotary_cos": tables[0],
+            "rotary_sin": tables[1],
+        }
+        plan = bundle.open_graphs("transformer", engine, "main")["main"]
+        runs[name] = (plan, {key: value for key, value in feeds.items() if key in plan.inputs})
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 2):
+        for name, (plan, feeds) in runs.items():
+            began = time.perf_counter()
+            plan.run(feeds)
+            if turn >= 2:  # the first runs compile and warm up
+                times[name].append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def compare(folder: Path, task: str, prompts: int, steps: int, engine: str, repeats: int) -> list[dict[str, Any]]:
+    paths = {precision: folder / f"demo-{task}-{precision}" for precision in PRECISIONS}
+    wanted = tasks(prompts)
+    times = step_times(paths, engine, repeats)
+    other = "onnxruntime" if engine == "openvino" else "openvino"
+    few = wanted[: max(1, prompts // 8)]
+    rows: list[dict[str, Any]] = []
+    fp32: list[Pixels] = []
+    for precision, path in paths.items():
+        print(f"{task} {precision}: {prompts} clips", file=sys.stderr)
+        clips = render_all(path, wanted, steps, engine)
+        fp32 = fp32 or clips
+        against = render_all(path, few, steps, other) if precision == "fp32" else clips
+        values = [min(psnr(a, b), 99.0) for a, b in zip(against, fp32, strict=False)]
+        ratios = [a / b for a, b in zip(times[precision], times["fp32"], strict=True)]
+        bundle = load_pipeline(path, engine).bundle
+        weights = sum(e.size for name, e in bundle.manifest.files.items() if name.startswith("transformer/"))
+        rows.append(
+            {
+                "task": task,
+                "precision": precision,
+                "engine": engine,
+                **measure(task, iter(zip(wanted, clips, strict=True))),
+                "psnr_to_fp32": round(float(np.mean(values)), 2),
+                "psnr_to_fp32_least": round(float(np.min(values)), 2),
+                "transformer_bytes": weights,
+                "step_ms": round(statistics.median(times[precision]), 2),
+                "step_ratio": round(statistics.median(ratios), 3),
+                "step_ratio_spread": [round(float(q), 3) for q in np.quantile(ratios, [0.1, 0.9])],
+            }
+        )
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| task | precision | colour | shape | direction | background | mean | first frame | PSNR to fp32 (least) | "
+        + "transformer | step vs fp32 (10–90 %) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        found = row["fidelity"]
+        shares = " | ".join(f"{found[name]:.3f}" for name in ("colour", "shape", "direction", "background", "mean"))
+        first = f"{row['first_frame_psnr']:.1f} dB" if "first_frame_psnr" in row else "–"
+        close = f"{row['psnr_to_fp32']:.1f} ({row['psnr_to_fp32_least']:.1f}) dB"
+        if row["precision"] == "fp32":
+            close = f"floor {close}"
+        low, high = row["step_ratio_spread"]
+        lines.append(
+            f"| {row['task']} | {row['precision']} | {shares} | {first} | {close} "
+            f"| {row['transformer_bytes'] / 1e6:.1f} MB | {row['step_ratio']:.2f} ({low:.2f}–{high:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundles", type=Path, default=Path("build"), help="where make export put demo-TASK-PRECISION")
+    parser.add_argument("--tasks", nargs="+", default=["t2v", "i2v"])
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=30, help="timed transformer runs of each precision")
+    parser.add_argument("--engine", default="openvino")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    rows = [
+        row
+        for task in arguments.tasks
+        for row in compare(
+            arguments.bundles, task, arguments.prompts, arguments.steps, arguments.engine, arguments.repeats
+        )
+    ]
+    print(json.dumps({"rows": rows}, indent=1) if arguments.json else table(rows))
+
+
+if __name__ == "__main__":
+    main()
