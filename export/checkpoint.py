@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class Checkpoint:
                     f"{source} is neither a checkpoint folder nor a hub id such as zai-org/CogVideoX-2b; check the name"
                 )
             path = _download(source)
-        checkpoint = cls(path, source.rstrip("/").rsplit("/", 1)[-1] if Path(source).is_dir() else source)
+        checkpoint = cls(path, Path(os.path.abspath(source)).name if Path(source).is_dir() else source)
         checkpoint._check()
         return checkpoint
 

@@ -90,11 +90,14 @@ def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames
         BundleError: a variant that this version does not export.
     """
     config, geometry = checkpoint.config("transformer"), checkpoint.geometry
-    if not config.get("use_rotary_positional_embeddings") or config.get("patch_size_t"):
-        raise BundleError(
-            f"{checkpoint.path}: only checkpoints with rotary positions and no temporal patches can be exported by "
-            "this version (CogVideoX-2b's added positions and the 1.5 family are on the road)"
-        )
+    unsupported = {
+        "added sin-cos positions (CogVideoX-2b)": not config.get("use_rotary_positional_embeddings"),
+        "learned positions (CogVideoX-5b-I2V)": config.get("use_learned_positional_embeddings"),
+        "temporal patches (CogVideoX 1.5)": config.get("patch_size_t"),
+    }
+    for what, present in unsupported.items():
+        if present:
+            raise BundleError(f"{checkpoint.path} has {what}, which this version cannot export; see docs/road.md")
     height, width = size or (config["sample_height"] * geometry.spatial, config["sample_width"] * geometry.spatial)
     chosen = checked(Size(config["sample_frames"] if frames is None else frames, height, width), geometry)
     return Defaults(**asdict(chosen))

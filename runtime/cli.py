@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit codes: 0 done, 2 bad input (one message, no traceback), 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        cli.main(args=arguments, standalone_mode=False)
+        cli.main(args=arguments, prog_name="reelquant", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

@@ -11,7 +11,16 @@ import pytest
 from tests.conftest import ROOT, BundleMaker, TinyBundleMaker
 from tests.walls import run_behind_wall
 
-HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors", "huggingface_hub")
+HEAVY: tuple[str, ...] = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
+)
 HEAVY += ("sympy", "scipy", "pandas", "matplotlib")
 
 IMPORT_ALL = """

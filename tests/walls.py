@@ -18,14 +18,14 @@ class Wall:
 assert not sys.modules.keys() & set({refused!r})
 sys.meta_path.insert(0, Wall())
 """
-_COMMAND = """
+COMMAND = """
 from reelquant.runtime.cli import main
 main(sys.argv[1:])
 """
 
 
 def run_behind_wall(
-    refused: Sequence[str], *arguments: object, script: str = _COMMAND
+    refused: Sequence[str], *arguments: object, script: str = COMMAND
 ) -> subprocess.CompletedProcess[str]:
     """Run ``reelquant ARGUMENTS`` (or a script with them) in a new process that can import none of ``refused``."""
     code = _WALL.format(refused=tuple(refused)) + script

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def version() -> str:
 
 
 def devices() -> str:
-    return ", ".join(_module().Core().available_devices)
+    return ", ".join(_core().available_devices)
 
 
 def build(graph: Path, threads: int | None = None) -> dict[str, Any]:
@@ -51,15 +52,26 @@ def open(graph: Path, threads: int | None = None) -> Plan:
         MissingExtra: openvino is not installed.
         BundleError: OpenVINO refuses the graph.
     """
-    openvino = _module()
+    core = _core()
     # The graph says its own numerics: without this, a CPU with bf16 units would silently compute fp32 graphs in bf16.
     options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        return _OpenVinoPlan(openvino.Core().compile_model(str(graph), "CPU", options))
+        return _OpenVinoPlan(core.compile_model(str(graph), "CPU", options))
     except RuntimeError as error:
         raise BundleError(f"OpenVINO {version()} cannot load {graph}: {error}") from error
+
+
+@cache
+def _core() -> Any:
+    """The one Core of this process, which is never given up.
+
+    A Core's CPU plugin gives the thread a stack for signal handlers, and takes it away with it. Of two Cores that go in
+    the order they came, the second puts the first one's back, which is gone: the next Ctrl-C is a segmentation fault
+    (seen with 2026.4).
+    """
+    return _module().Core()
 
 
 def _module() -> Any:

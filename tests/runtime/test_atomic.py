@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reelquant.runtime.atomic import partial_file, partial_folder
+from reelquant.runtime.atomic import partial_file, partial_folder, scratch_folder
 from reelquant.runtime.errors import BadInput
 
 INTERRUPTIONS = [ValueError("a bug"), KeyboardInterrupt(), SystemExit(1)]
@@ -160,7 +160,34 @@ def test_folder_in_use_is_not_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with partial_folder(tmp_path / "bundle") as folder:  # an empty one is nobody's
         (folder / "new").write_bytes(b"new")
-    for path in (tmp_path / "bundle", tmp_path / "bundle" / "new"):
-        with pytest.raises(BadInput, match="exists and is not empty"), partial_folder(path):
+    for name, words in {"bundle": "exists and is not empty", "bundle/new": "is a file where a folder"}.items():
+        with pytest.raises(BadInput, match=f"{words}.*; choose another name"), partial_folder(tmp_path / name):
             pytest.fail("work was started for a place that cannot be used")
     assert names(tmp_path) == ["bundle", "bundle/new"]
+
+
+@pytest.mark.parametrize("error", [*INTERRUPTIONS, None], ids=repr)
+def test_a_scratch_folder_lies_beside_and_goes(tmp_path: Path, error: BaseException | None) -> None:
+    seen = []
+    try:
+        with scratch_folder(tmp_path / "deep" / "bundle", "work") as folder:
+            (folder / "half").write_bytes(b"half")
+            seen.append(folder)
+            if error:
+                raise error
+    except (ValueError, KeyboardInterrupt, SystemExit) as caught:
+        assert caught is error
+    assert seen[0].parent == tmp_path / "deep" and seen[0].name.startswith(".work-") and names(tmp_path) == ["deep"]
+
+
+def test_a_scratch_folder_on_a_full_disk(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInput, match=r"the disk is full: .*/\.work-.* was not written"),
+        scratch_folder(tmp_path / "x", "work"),
+    ):
+        Path("/dev/full").write_bytes(b"x")
+    (tmp_path / "file").touch()
+    said = "cannot write .*/file: (File exists|Not a directory)"
+    with pytest.raises(BadInput, match=said), scratch_folder(tmp_path / "file" / "bundle", "work"):
+        pytest.fail("there is no place for it")
+    assert names(tmp_path) == ["file"]

@@ -1,0 +1,78 @@
+"""The parity gate passes a true graph and names the worst tensor of a false one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from onnxscript.optimizer import optimize_ir
+from torch import Tensor, nn
+
+from reelquant.export.graphs import Graph
+from reelquant.export.parity import check_parity, relative_l2
+from reelquant.export.passes.name_by_module import name_by_module
+from reelquant.export.trace import GraphSpec, trace
+from reelquant.quant.graph_files import save_graphs
+from reelquant.runtime.errors import AccuracyError
+
+
+class TwoOutputs(nn.Module):
+    """A chunk and a cache, as the VAE's graphs have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"first": nn.Linear(32, 32), "second": nn.Linear(32, 32)})
+
+    def forward(self, x: Tensor, caches: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        y = self.inner["first"](x)
+        if caches is not None:
+            y = y + caches["cache.one"]
+        return y, {"cache.one": self.inner["second"](x)}
+
+
+@pytest.fixture(scope="module")
+def graph() -> Graph:
+    torch.manual_seed(0)
+    samples = tuple({"x": torch.randn(2, rows, 32), "cache.one": torch.randn(2, rows, 32)} for rows in (3, 5))
+    axes = {"x": {1: "rows"}, "cache.one": {1: "rows"}}
+    return Graph(GraphSpec("next", TwoOutputs(), axes, ("y", "next_cache.one")), samples)
+
+
+@pytest.fixture
+def model(graph: Graph) -> ir.Model:
+    model = trace(graph.spec, graph.samples[0])
+    optimize_ir(model)
+    name_by_module(model, "inner")
+    return model
+
+
+def save(model: ir.Model, folder: Path) -> Path:
+    return folder / save_graphs(folder / "part", {"next": model})["next"]
+
+
+def test_a_true_graph_passes_at_both_sizes(graph: Graph, model: ir.Model, tmp_path: Path) -> None:
+    report = check_parity(graph, save(model, tmp_path), "part")
+    assert 0 <= report["relative_l2"] < 1e-5 and report["sizes"] == 2
+    assert [str(dim) for dim in model.graph.inputs[0].shape or ()] == ["2", "rows", "32"]
+    assert {node.name for node in model.graph} >= {"first", "second"}
+
+
+@pytest.mark.parametrize(("weight", "tensor"), [("first.bias", "y"), ("second.bias", "next_cache.one")])
+def test_a_wrong_weight_is_named_by_its_output(
+    weight: str, tensor: str, graph: Graph, model: ir.Model, tmp_path: Path
+) -> None:
+    value = model.graph.initializers[weight]
+    assert value.const_value is not None
+    value.const_value = ir.tensor(value.const_value.numpy() * 1.01, name=weight)
+    with pytest.raises(AccuracyError, match=rf"part/next differs from torch: .* in {tensor} .*allowed 1e-04"):
+        check_parity(graph, save(model, tmp_path), "part")
+
+
+def test_relative_l2_is_infinite_for_what_cannot_be_compared() -> None:
+    one = np.ones((2, 2))
+    assert relative_l2(one * 1.5, one) == pytest.approx(0.5)
+    assert relative_l2(np.array([[1.0, np.nan], [1, 1]]), one) == float("inf")
+    assert relative_l2(np.ones(4), one) == float("inf")

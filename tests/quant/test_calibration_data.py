@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from demo.architecture import TEXT_TOKENS, build_tokenizer
+from demo.clips import held_out_scenes
+from reelquant.quant.calibration_data import CalibrationData
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.images import load_image
+from tests.conftest import ROOT
+
+
+def folder(tmp_path: Path, prompts: str | bytes, images: tuple[str, ...] = ()) -> Path:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "prompts.txt").write_bytes(prompts.encode() if isinstance(prompts, str) else prompts)
+    for name in images:
+        (tmp_path / "images" / name).touch()
+    return tmp_path
+
+
+def test_the_demo_set_is_whole_and_held_out_scenes_are_not_in_it() -> None:
+    data = CalibrationData.load("demo")
+    assert len(data.prompts) == len(data.images) == 32 == len(set(data.prompts))
+    assert not {scene.caption for scene in held_out_scenes(64)} & set(data.prompts)
+    assert all(load_image(image, 96, 96).std() > 5 for image in data.images)
+    assert max(len(build_tokenizer().encode(prompt).ids) for prompt in data.prompts) <= TEXT_TOKENS
+
+
+def test_the_general_set_has_prompts_only() -> None:
+    data = CalibrationData.load("general")
+    assert len(data.prompts) == 32 == len(set(data.prompts)) and data.images == ()
+    assert not any(prompt.startswith("#") for prompt in data.prompts)
+
+
+def test_every_set_says_where_it_comes_from() -> None:
+    said = (ROOT / "calib_data" / "README.md").read_text("utf-8")
+    for path in (ROOT / "calib_data").glob("*/"):
+        assert path.name.startswith("_") or f"| `{path.name}` |" in said
+    with pytest.raises(BadInput, match="give one of demo, general, or a folder"):
+        CalibrationData.load("none such")
+
+
+def test_a_folder_of_ones_own(tmp_path: Path) -> None:
+    names = ("b.png", "a.JPG", "c.webp", "notes.txt", "d.gif")
+    data = CalibrationData.load(str(folder(tmp_path, "# who made it\n a red cat \n\n\tein roter Bär\n", names)))
+    assert data.prompts == ("a red cat", "ein roter Bär")
+    assert [image.name for image in data.images] == ["a.JPG", "b.png", "c.webp"]
+    assert data.first(1) == ("a red cat",) and data.first(2) == data.prompts
+    assert [image.name for image in data.images_for(2)] == ["a.JPG", "b.png"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 3])
+def test_no_more_prompts_than_there_are(tmp_path: Path, count: int) -> None:
+    data = CalibrationData.load(str(folder(tmp_path, "one\ntwo")))
+    with pytest.raises(BadInput, match=f"has 2 prompts; {count} cannot be used"):
+        data.first(count)
+
+
+def test_an_image_for_every_prompt(tmp_path: Path) -> None:
+    data = CalibrationData.load(str(folder(tmp_path, "one\ntwo", ("a.png",))))
+    assert len(data.images_for(1)) == 1
+    with pytest.raises(BadInput, match="has 1 images for 2 prompts; put PNG, JPEG or WebP files into its images/"):
+        data.images_for(2)
+
+
+@pytest.mark.parametrize("text", [None, b"\xff\xfe"])
+def test_folders_without_readable_prompts(tmp_path: Path, text: bytes | None) -> None:
+    if text is not None:
+        (tmp_path / "prompts.txt").write_bytes(text)
+    with pytest.raises(BadInput, match=r"no calibration data in .*folder with prompts.txt \(one prompt a line\)"):
+        CalibrationData.load(str(tmp_path))
