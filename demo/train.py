@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo/checkpoints"), help="where t2v/ and i2v/ are written")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="training state, for resuming")
+    parser.add_argument("--start", type=Path, help="a checkpoint whose VAE and weights t2v goes on from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument(
@@ -27,12 +28,16 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
-    seconds: dict[str, float] = {"vae": vae_seconds}
     start = None
+    if arguments.start:
+        vae, vae_seconds = train_vae.load(arguments.start), 0.0
+        start = train_transformer.load(arguments.start)
+    else:
+        vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
+    seconds: dict[str, float] = {"vae": vae_seconds}
     for task, stages in (("t2v", train_transformer.STAGES), ("i2v", train_transformer.IMAGE_STAGES)):
         model, seconds[task] = train_transformer.train(
-            vae, arguments.work, task, stages, start, arguments.seed, compiled=not arguments.eager
+            vae, arguments.work, task, stages, start, arguments.seed, not arguments.eager
         )
         start = model
         save_checkpoint(arguments.out / task, vae, model.text, model.transformer, task)

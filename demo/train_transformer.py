@@ -39,7 +39,7 @@ STAGES = (
     Stage("small", size=64, clips=4096, steps=1000, batch=64, rate=1e-3),
     Stage("full", size=SIZE, clips=2560, steps=700, batch=48, rate=1e-3),
 )
-IMAGE_STAGES = (Stage("image", size=SIZE, clips=2560, steps=250, batch=48, rate=5e-4, image=True),)
+IMAGE_STAGES = (Stage("image", size=SIZE, clips=2560, steps=100, batch=48, rate=1e-3, image=True),)
 EMPTY_PROMPTS = 0.1
 
 
@@ -106,12 +106,12 @@ def train(
 ) -> tuple[TextAndTransformer, float]:
     """Run (or resume) ``stages``; the state is saved in ``folder`` every 100 steps.
 
-    ``start`` is the text-to-video model that image-to-video grows from: the same weights, and zeros for the image's
+    ``start`` is the text-to-video model to go on from; image-to-video grows from it, with zeros for the image's
     channels. Returns the averaged model and the training time in seconds.
     """
     torch.manual_seed(seed)
     vocabulary = architecture.build_tokenizer().get_vocab_size()
-    model = TextAndTransformer(32 if start else 16, vocabulary).to(device())
+    model = TextAndTransformer(32 if any(stage.image for stage in stages) else 16, vocabulary).to(device())
     if start:
         grow_input(model, start)
     schedule = CogVideoXDDIMScheduler(**architecture.SCHEDULER)
@@ -192,7 +192,18 @@ def split_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
 
 def grow_input(model: TextAndTransformer, start: TextAndTransformer) -> None:
     """Copy ``start``'s weights; the patch embedding's extra input channels begin at zero."""
-    weights = start.state_dict()
+    weights = dict(start.state_dict())
     key = "transformer.patch_embed.proj.weight"
-    weights[key] = F.pad(weights[key], (0, 0, 0, 0, 0, weights[key].shape[1]))
+    missing = model.state_dict()[key].shape[1] - weights[key].shape[1]
+    weights[key] = F.pad(weights[key], (0, 0, 0, 0, 0, missing))
     model.load_state_dict(weights)
+
+
+def load(checkpoint: Path) -> TextAndTransformer:
+    """Text encoder and transformer of a finished text-to-video checkpoint, in fp32."""
+    model = TextAndTransformer(architecture.TRANSFORMER["in_channels"], architecture.build_tokenizer().get_vocab_size())
+    model.text = T5EncoderModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32)
+    model.transformer = CogVideoXTransformer3DModel.from_pretrained(
+        checkpoint / "transformer", torch_dtype=torch.float32
+    )
+    return model.to(device())

@@ -95,6 +95,11 @@ def train(folder: Path, seed: int = 0) -> tuple[AutoencoderKLCogVideoX, float]:
     return vae, state["seconds"]
 
 
+def load(checkpoint: Path) -> AutoencoderKLCogVideoX:
+    """The VAE of a finished checkpoint, in fp32."""
+    return AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32).to(device()).eval()
+
+
 def latent_deviation(vae: AutoencoderKLCogVideoX, seed: int, clips: int = 48) -> float:
     """Standard deviation of the latents of random clips; its inverse is the checkpoint's ``scaling_factor``."""
     rng = np.random.default_rng([seed, 0x57D])
