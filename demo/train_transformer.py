@@ -206,4 +206,5 @@ def load(checkpoint: Path) -> TextAndTransformer:
     model.transformer = CogVideoXTransformer3DModel.from_pretrained(
         checkpoint / "transformer", torch_dtype=torch.float32
     )
-    return model.to(device())
+    model.to(device())
+    return model

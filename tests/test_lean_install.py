@@ -28,8 +28,8 @@ def test_the_lean_install_renders_both_clips(demo_bundle: BundleMaker, tmp_path:
     assert found.strip() == "[]"
     for task in ("t2v", "i2v"):
         bundle, clip = demo_bundle(task, "int8").path, tmp_path / f"{task}.mp4"
-        image = ["--image", ROOT / "demo" / "first_frame.png"] if task == "i2v" else []
+        image: list[str | Path] = ["--image", ROOT / "demo" / "first_frame.png"] if task == "i2v" else []
         prompt = "a blue triangle moves up on a grey background"
-        options = ["--seed", "1", "--steps", "4", "-o", clip, "--json"]
+        options: list[str | Path] = ["--seed", "1", "--steps", "4", "-o", clip, "--json"]
         printed = run(python.with_name("reelquant"), "generate", bundle, prompt, *image, *options)
         assert json.loads(printed)["frames"] == 17 and clip.stat().st_size > 1000
