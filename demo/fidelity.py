@@ -77,7 +77,7 @@ def _checkpoint_renderer(path: Path, steps: int, guidance: float) -> tuple[str, 
     kind = "i2v" if index["_class_name"] == "CogVideoXImageToVideoPipeline" else "t2v"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipeline: Any = getattr(diffusers, index["_class_name"]).from_pretrained(path, torch_dtype=torch.float32)
+        pipeline: Any = getattr(diffusers, index["_class_name"]).from_pretrained(path, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 
     def draw(task: Task) -> Pixels:

@@ -32,6 +32,14 @@ _at_change: Callable[[], None] | None = None
 _watched = ""
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """A job started in the background of a script ignores Ctrl-C, and so would the processes started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
     """An audit hook cannot be removed, so there is one for all tests, which mostly does nothing."""
     if _at_change is None or event not in CHANGES or not str(arguments[0]).startswith(_watched):

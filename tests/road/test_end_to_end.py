@@ -36,7 +36,7 @@ def reference(task: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Final latents [latent_frames, channels, h, w] and frames uint8 from diffusers."""
     noise, image = given()
     name = "CogVideoXImageToVideoPipeline" if task == "i2v" else "CogVideoXPipeline"
-    pipeline = getattr(diffusers, name).from_pretrained(CHECKPOINTS / task, torch_dtype=torch.float32)
+    pipeline = getattr(diffusers, name).from_pretrained(CHECKPOINTS / task, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     first_frame = {"image": Image.fromarray(image)} if task == "i2v" else {}
     latents = pipeline(
