@@ -51,7 +51,8 @@ def reference(task: str) -> tuple[NDArray[Any], NDArray[Any]]:
         output_type="latent",
         **first_frame,
     ).frames
-    frames = pipeline.video_processor.postprocess_video(pipeline.decode_latents(latents), output_type="np")[0]
+    with torch.no_grad():
+        frames = pipeline.video_processor.postprocess_video(pipeline.decode_latents(latents), output_type="np")[0]
     return latents[0].numpy(), np.asarray((frames * 255).round(), np.uint8)
 
 
