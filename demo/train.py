@@ -28,14 +28,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    start = None
+    start, t2v_stages = None, train_transformer.STAGES
     if arguments.start:
+        t2v_stages = t2v_stages[-1:]  # the small clips have done their work
         vae, vae_seconds = train_vae.load(arguments.start), 0.0
         start = train_transformer.load(arguments.start)
     else:
         vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
     seconds: dict[str, float] = {"vae": vae_seconds}
-    for task, stages in (("t2v", train_transformer.STAGES), ("i2v", train_transformer.IMAGE_STAGES)):
+    for task, stages in (("t2v", t2v_stages), ("i2v", train_transformer.IMAGE_STAGES)):
         model, seconds[task] = train_transformer.train(
             vae, arguments.work, task, stages, start, arguments.seed, not arguments.eager
         )
