@@ -35,11 +35,11 @@ class Stage:
     image: bool = False
 
 
-STAGES = (
+STAGES: tuple[Stage, ...] = (
     Stage("small", size=64, clips=4096, steps=1000, batch=64, rate=1e-3),
     Stage("full", size=SIZE, clips=2560, steps=3000, batch=48, rate=1e-3),
 )
-IMAGE_STAGES = (Stage("image", size=SIZE, clips=2560, steps=1000, batch=48, rate=5e-4, image=True),)
+IMAGE_STAGES: tuple[Stage, ...] = (Stage("image", size=SIZE, clips=2560, steps=1000, batch=48, rate=5e-4, image=True),)
 EMPTY_PROMPTS = 0.1
 
 
