@@ -43,7 +43,7 @@ define demo_export
 .PHONY: export-$(1)-$(2)
 export-$(1)-$(2): $(READY)
 	$(BIN)/reelquant export demo/checkpoints/$(1) build/demo-$(1)-$(2) --precision $(2) --engine $(ENGINE) \
-	  --data demo --work build/work/demo-$(1) --replace $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES))
+	  --data demo --work build/stages/demo-$(1) --replace $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES))
 	$(BIN)/reelquant generate build/demo-$(1)-$(2) "$(PROMPT_$(1))" $(if $(filter i2v,$(1)),--image demo/first_frame.png) \
 	  --seed 7 --engine $(ENGINE) -o build/clips/demo-$(1)-$(2).mp4
 endef
