@@ -82,7 +82,7 @@ def encode_clips(vae: AutoencoderKLCogVideoX, stage: Stage, folder: Path, seed: 
             latents.append(vae.encode(x).latent_dist.sample().permute(0, 2, 1, 3, 4).half().cpu())
             images.append(vae.encode(x[:, :, :1]).latent_dist.sample()[:, :, 0].half().cpu())
         ids += [encoding.ids for encoding in tokenizer.encode_batch([scene.caption for scene in scenes])]
-        progress({"stage": 0, "step": i + 8}, stage.clips, 0.0)
+        progress({"stage": 0, "step": i // 8 + 1}, stage.clips // 8, 0.0)
     data = {"ids": torch.tensor(ids), "latents": torch.cat(latents), "image": torch.cat(images)}
     torch.save(data, cache)
     return data
