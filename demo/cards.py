@@ -11,8 +11,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from demo.train import TRAINING
+
 CHECKPOINTS = Path("demo/checkpoints")
 BARS = {"fidelity": 0.85, "reconstruction": 30.0, "first_frame": 24.0}
+HISTORY = """It was made in two sessions: the first trained the
+  VAE and 1,700 steps of t2v on smaller shapes (`demo/` at commit b377a44), the second went on from that checkpoint with
+  `--start` and today's stages "frames", "full" and "image"."""
 
 CARD = """---
 license: apache-2.0
@@ -31,8 +36,9 @@ it can draw nothing else. Prompts look like *"{example}"*.
 
 - Fidelity: `{fidelity_command}`
 - Reconstruction: `{reconstruction_command}`
-- Training: `python -m demo.train` (seed 0), {training}. Data: `demo/clips.py`, no other source. One combination of
-  colour, shape, direction and background in eight was held out, and the prompts above are those.
+- Training: `python -m demo.train` (seed 0): {training}. {history}
+- Data: `demo/clips.py`, no other source. One combination of colour, shape, direction and background in eight was held
+  out, and the prompts above are those.
 - Weights are stored as float16, and were trained in bfloat16 autocast with float32 masters.
 """
 
@@ -43,8 +49,9 @@ def run(module: str, *arguments: str) -> tuple[str, dict[str, Any]]:
     return " ".join(["python -m", module, *arguments]), json.loads(done.stdout)
 
 
-def write_card(task: str, training: dict[str, float]) -> None:
+def write_card(task: str) -> None:
     folder = CHECKPOINTS / task
+    training = json.loads((folder / TRAINING).read_text())
     fidelity_command, found = run("demo.fidelity", str(folder), "--prompts", "64", "--json")
     reconstruction_command, rebuilt = run("demo.reconstruction", str(folder))
     rows = [f"| {name}, {found['prompts']} prompts | {value:.3f} | {BARS['fidelity']} |"
@@ -66,16 +73,16 @@ def write_card(task: str, training: dict[str, float]) -> None:
         rows="\n".join(rows),
         fidelity_command=fidelity_command,
         reconstruction_command=reconstruction_command,
-        training=f"{minutes} on 2 CPU cores that were shared with other work",
+        training=f"{minutes} on 2 CPU cores",
+        history=HISTORY,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     print(json.dumps({"checkpoint": task, **found, "reconstruction": rebuilt}))
 
 
 def main() -> None:
-    seconds = json.loads((Path("build/train") / "seconds.json").read_text())
     for task in sys.argv[1:] or ("t2v", "i2v"):
-        write_card(task, {name: value for name, value in seconds.items() if name in ("vae", "t2v", task)})
+        write_card(task)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Make the demo checkpoints: ``python -m demo.train``. Resumable: run it again and it goes on where it stopped.
 
-VAE, then text-to-video, then image-to-video from text-to-video's weights. All state is in the work folder.
+VAE, then text-to-video, then image-to-video from text-to-video's weights. All state is in the work folder; each
+checkpoint gets a ``training.json`` with the seconds that it took, those of the checkpoint it started from included.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 
 from demo import train_transformer, train_vae
 from demo.save import save_checkpoint
+
+TRAINING = "training.json"
 
 
 def main() -> None:
@@ -30,22 +33,20 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     start, t2v_stages = None, train_transformer.STAGES
     if arguments.start:
-        t2v_stages = t2v_stages[-1:]  # the small clips have done their work
-        vae, vae_seconds = train_vae.load(arguments.start), 0.0
-        start = train_transformer.load(arguments.start)
+        t2v_stages = t2v_stages[1:]  # the small clips have done their work
+        vae, start = train_vae.load(arguments.start), train_transformer.load(arguments.start)
+        spent = json.loads((arguments.start / TRAINING).read_text())
     else:
         vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
-    seconds: dict[str, float] = {"vae": vae_seconds}
+        spent = {"vae": round(vae_seconds)}
     for task, stages in (("t2v", t2v_stages), ("i2v", train_transformer.IMAGE_STAGES)):
-        model, seconds[task] = train_transformer.train(
+        start, seconds = train_transformer.train(
             vae, arguments.work, task, stages, start, arguments.seed, not arguments.eager
         )
-        start = model
-        save_checkpoint(arguments.out / task, vae, model.text, model.transformer, task)
-        (arguments.work / "seconds.json").write_text(
-            json.dumps({name: round(value) for name, value in seconds.items()})
-        )
-        print(f"{arguments.out / task} written; training took {seconds[task]:.0f} s", flush=True)
+        spent[task] = spent.get(task, 0) + round(seconds)
+        save_checkpoint(arguments.out / task, vae, start.text, start.transformer, task)
+        (arguments.out / task / TRAINING).write_text(json.dumps(spent) + "\n")
+        print(f"{arguments.out / task} written; training took {seconds:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from safetensors import SafetensorError
 
@@ -101,6 +102,32 @@ class Checkpoint:
             latent_channels=vae["latent_channels"],
             max_frames=max(49, transformer["sample_frames"]),
         )
+
+    @property
+    def text_tokens(self) -> int:
+        """How many tokens of text the transformer reads, padding included."""
+        return int(self.config("transformer")["max_text_seq_length"])
+
+    @cached_property
+    def tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer as transformers builds it, from the checkpoint's own file or its sentencepiece model.
+
+        A checkpoint's ``tokenizer.json`` is not taken as it is: transformers changes a T5 tokenizer's rules while
+        loading it, and the pipelines' token ids are those of the changed rules.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            loaded = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
+            rules: tokenizers.Tokenizer = loaded.backend_tokenizer
+        except (OSError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"cannot read {self.path / 'tokenizer'}: {error}; download the checkpoint again"
+            ) from error
+        return rules
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every file that an export reads, by relative name."""

@@ -43,7 +43,7 @@ class Graph:
 def component_graphs(checkpoint: Checkpoint, component: str) -> Iterator[Graph]:
     """Load one component's network and yield its graphs, in the order in which a stream runs them."""
     if component == "text_encoder":
-        yield _text_graph(checkpoint.load("text_encoder"), checkpoint.config("transformer")["max_text_seq_length"])
+        yield _text_graph(checkpoint.load("text_encoder"), checkpoint.text_tokens)
     elif component == "transformer":
         yield _transformer_graph(checkpoint.load("transformer"), checkpoint.config("transformer"))
     elif component == "vae_decoder":

@@ -20,6 +20,7 @@ from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ def export_checkpoint(
     data = CalibrationData.load(plan.data) if recipe else None
     if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
-    if data:  # too few prompts or images are reported before the work too
-        data.first(plan.calibration.prompts)
-        if Checkpoint.open(source).task == "i2v":
-            data.images_for(plan.calibration.prompts)
+    if data:  # what the calibration would refuse is refused before the work too
+        checkpoint, prompts = Checkpoint.open(source), plan.calibration.prompts
+        data.first(prompts)
+        if checkpoint.task == "i2v":
+            data.images_for(prompts)
+        data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
     if recipe is None and work is None:
         say(f"trace {source}")
         bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress)

@@ -53,14 +53,15 @@ def trace_bundle(
             for name in COMPONENTS:
                 components[name] = _trace_component(checkpoint, name, folder)
                 advance()
-        _write_tokenizer(checkpoint, folder)
+        # Its own save hides a full disk.
+        (folder / TOKENIZER).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
         vae = checkpoint.config("vae")
         manifest = Manifest(
             task=checkpoint.task,
             precision="fp32",
             defaults=defaults,
             geometry=checkpoint.geometry,
-            text_tokens=checkpoint.config("transformer")["max_text_seq_length"],
+            text_tokens=checkpoint.text_tokens,
             transformer=checkpoint.config("transformer"),
             vae={key: vae.get(key) for key in ("scaling_factor", "invert_scale_latents")},
             scheduler=checkpoint.config("scheduler"),
@@ -128,21 +129,3 @@ def _trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Compone
         passes=passes,
         parity={graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name) for graph in graphs},
     )
-
-
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write ``tokenizer.json`` as transformers builds it, from the checkpoint's own or its sentencepiece model.
-
-    A checkpoint's file is not copied: transformers changes a T5 tokenizer's rules while loading it, and the pipelines'
-    token ids are those of the changed rules.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.path / "tokenizer", local_files_only=True)
-        text: str = tokenizer.backend_tokenizer.to_str(pretty=True)
-    except (OSError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"cannot read {checkpoint.path / 'tokenizer'}: {error}; download the checkpoint again"
-        ) from error
-    (folder / TOKENIZER).write_text(text, encoding="utf-8")  # its own save hides a full disk

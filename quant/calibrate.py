@@ -45,7 +45,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     """Observe the input of every linear of the transformer.
 
     Raises:
-        BadInput: too few prompts or images, guidance is off, or the bundle is already quantized.
+        BadInput: too few prompts or images, a prompt too long for the model, guidance is off, or the bundle is already quantized.
     """
     manifest = bundle.manifest
     if manifest.precision != "fp32":
@@ -55,6 +55,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     prompts = data.first(plan.prompts)
     images = data.images_for(plan.prompts) if manifest.task == "i2v" else [None] * plan.prompts
     pipeline = Pipeline(bundle, plan.engine)
+    data.check_tokens(plan.prompts, pipeline.tokenizer)
     with _observed_transformer(bundle, plan.engine) as recorder:
         pipeline.replace_transformer(recorder)
         with progress.stage("calibrate", plan.prompts) as advance:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.tokenizer import Tokenizer
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -47,6 +48,20 @@ class CalibrationData:
         if not 1 <= count <= len(self.prompts):
             raise BadInput(f"calibration data {self.name} has {len(self.prompts)} prompts; {count} cannot be used")
         return self.prompts[:count]
+
+    def check_tokens(self, count: int, tokenizer: Tokenizer) -> None:
+        """Hold the first ``count`` prompts against what the model reads, before any of them is rendered.
+
+        Raises:
+            BadInput: one is too long; the message says which, and what to do.
+        """
+        for number, prompt in enumerate(self.first(count), 1):
+            try:
+                tokenizer.encode(prompt)
+            except BadInput as error:
+                raise BadInput(
+                    f"calibration data {self.name}, prompt {number}: {error}, or calibrate on another set (--data NAME)"
+                ) from error
 
     def images_for(self, count: int) -> list[Path]:
         """One image for each of the first ``count`` prompts.

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from reelquant.runtime.errors import BadInput
+from reelquant.runtime.errors import BadInput, EngineError
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -29,7 +29,11 @@ class Plan(Protocol):
     def outputs(self) -> tuple[str, ...]: ...
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        """Compute every output; arrays are C-contiguous and owned by the caller."""
+        """Compute every output; arrays are C-contiguous and owned by the caller.
+
+        Raises:
+            EngineError: the engine gave up.
+        """
         ...
 
 
@@ -74,3 +78,12 @@ def open_plan(engine: str, graph: Path, threads: int | None = None) -> Plan:
     """
     plan: Plan = engine_module(engine).open(graph, threads=threads)
     return plan
+
+
+def run_failed(engine: str, graph: Path, error: Exception) -> EngineError:
+    """What a user is told when ``engine`` fails inside a run of ``graph``."""
+    why = " ".join(str(error).split())[:500]
+    return EngineError(
+        f"{engine} failed while it ran {graph}: {why}; if memory was short, a smaller size or fewer frames need less, "
+        "else try another engine and report this one"
+    )

@@ -24,5 +24,9 @@ class MissingExtra(ReelquantError):
         super().__init__(f"{what} is not installed; install it with: pip install 'reelquant[{extra}]'")
 
 
+class EngineError(ReelquantError):
+    """An engine gave up while it ran a graph: no memory, or inputs that do not fit the graph."""
+
+
 class AccuracyError(ReelquantError):
     """A graph or clip failed its numeric check: it ran, but its result cannot be trusted."""

@@ -30,9 +30,18 @@ class Tokenizer:
             rules = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises no narrower type
             raise BundleError(f"cannot read {path}: {error}; export the checkpoint again") from error
+        return cls.of(rules, text_tokens, str(path))
+
+    @classmethod
+    def of(cls, rules: tokenizers.Tokenizer, text_tokens: int, name: str) -> Tokenizer:
+        """Use ``rules``, which errors call ``name``.
+
+        Raises:
+            BundleError: they have no ``<pad>``.
+        """
         pad = rules.token_to_id("<pad>")
         if pad is None:
-            raise BundleError(f"{path} has no <pad> token, so it is not T5's; export the checkpoint again")
+            raise BundleError(f"{name} has no <pad> token, so it is not T5's; export the checkpoint again")
         return cls(rules, text_tokens, pad)
 
     def encode(self, prompt: str, *, allow_empty: bool = False) -> NDArray[np.int64]:

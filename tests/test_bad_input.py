@@ -280,6 +280,12 @@ def test_export_options(options: str, message: str, kept: bool, tmp_path: Path, 
     assert message in refused(capfd, tmp_path, *command)
 
 
+def test_export_with_prompts_that_the_model_cannot_read(tmp_path: Path, capfd: Capture) -> None:
+    said = refused(capfd, tmp_path, "export", CHECKPOINTS / "t2v", tmp_path / "out", "--precision", "int8", "--json")
+    assert "calibration data general, prompt 1: the prompt is " in said and "this model reads 24" in said
+    assert said.endswith("or calibrate on another set (--data NAME)")
+
+
 def test_export_of_what_is_no_checkpoint(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     checkpoint = linked_copy(tmp_path / "checkpoint")

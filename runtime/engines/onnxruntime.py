@@ -7,18 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engine import Array, Feeds, Plan
+from reelquant.runtime.engine import Array, Feeds, Plan, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
 
 
 class _OnnxRuntimePlan:
-    def __init__(self, session: Any) -> None:
-        self._session = session
+    def __init__(self, session: Any, graph: Path) -> None:
+        self._session, self._graph = session, graph
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        results = self._session.run(None, {name: np.ascontiguousarray(feeds[name]) for name in self.inputs})
+        arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}
+        try:
+            results = self._session.run(None, arrays)
+        except Exception as error:  # onnxruntime's exception classes share no public base but Exception
+            raise run_failed("ONNX Runtime", self._graph, error) from error
         return dict(zip(self.outputs, results, strict=True))
 
 
@@ -30,10 +34,9 @@ def devices() -> str:
     return ", ".join(name.removesuffix("ExecutionProvider") for name in _module().get_available_providers())
 
 
-def build(graph: Path, threads: int | None = None) -> dict[str, Any]:
+def build(graph: Path, threads: int | None = None) -> None:
     """Open ``graph`` once, so that a graph this engine cannot run fails here and not at a user's request."""
-    plan = open(graph, threads)
-    return {"inputs": list(plan.inputs), "outputs": list(plan.outputs)}
+    open(graph, threads)
 
 
 def open(graph: Path, threads: int | None = None) -> Plan:
@@ -56,7 +59,7 @@ def open(graph: Path, threads: int | None = None) -> Plan:
     available = ort.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
     try:
-        return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers))
+        return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers), graph)
     except Exception as error:  # onnxruntime's exception classes share no public base but Exception
         raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
 

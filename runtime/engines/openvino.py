@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engine import Array, Feeds, Plan
+from reelquant.runtime.engine import Array, Feeds, Plan, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
 
 
 class _OpenVinoPlan:
-    def __init__(self, compiled: Any) -> None:
-        self._request = compiled.create_infer_request()
+    def __init__(self, compiled: Any, graph: Path) -> None:
+        self._request, self._graph = compiled.create_infer_request(), graph
         self.inputs = tuple(_name(port) for port in compiled.inputs)
         self.outputs = tuple(_name(port) for port in compiled.outputs)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
-        results = self._request.infer({name: np.ascontiguousarray(feeds[name]) for name in self.inputs})
+        arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}
+        try:
+            results = self._request.infer(arrays)
+        except RuntimeError as error:
+            raise run_failed("OpenVINO", self._graph, error) from error
         # The request owns its output buffers and the next call overwrites them.
         return {name: np.array(results[i], order="C", copy=True) for i, name in enumerate(self.outputs)}
 
@@ -39,10 +43,9 @@ def devices() -> str:
     return ", ".join(_core().available_devices)
 
 
-def build(graph: Path, threads: int | None = None) -> dict[str, Any]:
+def build(graph: Path, threads: int | None = None) -> None:
     """Compile ``graph`` once, so that a graph this engine cannot run fails here and not at a user's request."""
-    plan = open(graph, threads)
-    return {"inputs": list(plan.inputs), "outputs": list(plan.outputs)}
+    open(graph, threads)
 
 
 def open(graph: Path, threads: int | None = None) -> Plan:
@@ -58,7 +61,7 @@ def open(graph: Path, threads: int | None = None) -> Plan:
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        return _OpenVinoPlan(core.compile_model(str(graph), "CPU", options))
+        return _OpenVinoPlan(core.compile_model(str(graph), "CPU", options), graph)
     except RuntimeError as error:
         raise BundleError(f"OpenVINO {version()} cannot load {graph}: {error}") from error
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from reelquant.runtime.engine import ENGINES, Array, engine_module, engine_version, open_plan
-from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.errors import BadInput, BundleError, EngineError
 
 EACH_ENGINE = pytest.mark.parametrize("engine", sorted(ENGINES))
 # No-ops around each name that matters, and an input that nothing reads.
@@ -64,7 +64,22 @@ def test_a_graph_that_cannot_be_loaded(engine: str, graph: Path) -> None:
 @EACH_ENGINE
 def test_an_engine_says_what_it_is(engine: str, graph: Path) -> None:
     assert engine_version(engine)[0].isdigit() and "CPU" in engine_module(engine).devices()
-    assert set(engine_module(engine).build(graph)["inputs"]) == set(FEEDS)
+
+
+@EACH_ENGINE
+def test_a_run_that_fails(engine: str, graph: Path) -> None:
+    """What an engine raises while it runs, for want of memory or a shape that does not fit, becomes the user's error."""
+    plan = open_plan(engine, graph)
+    with pytest.raises(EngineError, match=r"failed while it ran .*graph\.onnx: .*smaller size"):
+        plan.run({**FEEDS, "x": np.ones((2, 4), np.float32)})
+
+
+@EACH_ENGINE
+def test_build_refuses_what_cannot_be_loaded(engine: str, graph: Path) -> None:
+    engine_module(engine).build(graph)
+    graph.write_bytes(graph.read_bytes()[:-9])
+    with pytest.raises(BundleError, match="cannot load .*graph.onnx"):
+        engine_module(engine).build(graph)
 
 
 def test_an_unknown_engine() -> None:
