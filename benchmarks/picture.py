@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from demo.fidelity import renderer, tasks
+from demo.fidelity import GUIDANCE, renderer, tasks
 
 PRECISIONS = ("fp32", "int8", "fp8")
 SHOWN = (0, 4, 8, 12, 16)  # frames
@@ -25,7 +25,7 @@ def main() -> None:
     blocks = []
     for kind in ("t2v", "i2v"):
         for precision in PRECISIONS:
-            _, draw = renderer(arguments.bundles / f"demo-{kind}-{precision}", 50, 6.0, "openvino")
+            _, draw = renderer(arguments.bundles / f"demo-{kind}-{precision}", 50, GUIDANCE, "openvino")
             row = np.concatenate([draw(task)[i] for i in SHOWN], axis=1)
             label = Image.new("RGB", (LABEL, row.shape[0]), "white")
             ImageDraw.Draw(label).text((4, row.shape[0] // 2 - 6), f"{kind}\n{precision}", fill="black")

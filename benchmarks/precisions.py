@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from demo.fidelity import Pixels, Task, measure, psnr, renderer, tasks
+from demo.fidelity import GUIDANCE, Pixels, Task, measure, psnr, renderer, tasks
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.denoise import text_and_video_tables
 from reelquant.runtime.sizes import Size
@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "int8", "fp8")
 
 
 def render_all(path: Path, wanted: list[Task], steps: int, engine: str) -> list[Pixels]:
-    _, draw = renderer(path, steps, 6.0, engine)
+    _, draw = renderer(path, steps, GUIDANCE, engine)
     return [draw(task) for task in wanted]
 
 

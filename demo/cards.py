@@ -11,13 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from demo.fidelity import GUIDANCE
 from demo.train import TRAINING
 
 CHECKPOINTS = Path("demo/checkpoints")
 BARS = {"fidelity": 0.85, "reconstruction": 30.0, "first_frame": 24.0}
-HISTORY = """It was made in two sessions: the first trained the
-  VAE and 1,700 steps of t2v on smaller shapes (`demo/` at commit b377a44), the second went on from that checkpoint with
-  `--start` and today's stages "frames", "full" and "image"."""
+HISTORY = """Made in two sessions: the
+  first trained the VAE and 1,700 steps of t2v on smaller shapes at any place (`demo/` at commit b377a44); the second
+  went on from there with `--start`: 600 steps on single frames of larger shapes at any place, then today's stages
+  "frames", "full" and "image" on today's `demo/clips.py`. From nothing, the stages in `demo/train_transformer.py` have
+  not been run in one go."""
 
 CARD = """---
 license: apache-2.0
@@ -34,7 +37,7 @@ it can draw nothing else. Prompts look like *"{example}"*.
 |---|---|---|
 {rows}
 
-- Fidelity: `{fidelity_command}`
+- Fidelity: `{fidelity_command}` (20 steps, guidance {guidance:g}{at_six})
 - Reconstruction: `{reconstruction_command}`
 - Training: `python -m demo.train` (seed 0): {training}. {history}
 - Data: `demo/clips.py`, no other source. One combination of colour, shape, direction and background in eight was held
@@ -63,6 +66,10 @@ def write_card(task: str) -> None:
         rows.append(
             f"| first frame against the given image | {found['first_frame_psnr']} dB | {BARS['first_frame']} dB |"
         )
+    at_six = ""
+    if task == "i2v":
+        _, plain = run("demo.fidelity", str(folder), "--prompts", "64", "--guidance", "6", "--json")
+        at_six = f"; at the pipelines' own 6 the first frame is {plain['first_frame_psnr']} dB"
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     minutes = ", ".join(f"{name} {seconds / 60:.0f} min" for name, seconds in training.items())
     card = CARD.format(
@@ -72,6 +79,8 @@ def write_card(task: str) -> None:
         example="a red circle moves left past a small blue square on a black background",
         rows="\n".join(rows),
         fidelity_command=fidelity_command,
+        guidance=GUIDANCE,
+        at_six=at_six,
         reconstruction_command=reconstruction_command,
         training=f"{minutes} on 2 CPU cores",
         history=HISTORY,

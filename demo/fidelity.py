@@ -25,6 +25,9 @@ from demo.clips import ATTRIBUTES, FRAMES, SIZE, Scene, held_out_scenes, render
 from demo.reader import score
 
 Pixels = NDArray[np.uint8]
+# Chosen on 16 scenes that are not scored (--seed 1), where it makes no attribute worse: the pipelines' own 6 saturates
+# colours here, which costs the first frame about 2 dB.
+GUIDANCE = 4.0
 LATENTS = ((FRAMES - 1) // 4 + 1, 16, SIZE // 8, SIZE // 8)
 
 
@@ -129,7 +132,7 @@ def main() -> None:
     parser.add_argument("path", type=Path, help="a checkpoint or a bundle")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=6.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", default="openvino", help="for a bundle")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

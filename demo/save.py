@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -47,5 +48,9 @@ def save_checkpoint(
             transformer=transformer.half(),
             scheduler=CogVideoXDDIMScheduler(**architecture.SCHEDULER),
         ).save_pretrained(folder)
+    for config in folder.glob("*/config.json"):  # diffusers writes down which folder a network was loaded from
+        fields = json.loads(config.read_text())
+        if fields.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
     for network in (vae, text_encoder, transformer):
         network.to(torch.float32)

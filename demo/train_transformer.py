@@ -39,7 +39,7 @@ class Stage:
 STAGES: tuple[Stage, ...] = (
     Stage("small", size=64, clips=4096, steps=1000, batch=64, rate=1e-3),
     Stage("frames", size=SIZE, clips=8192, steps=600, batch=128, rate=1.5e-3, frames=1),
-    Stage("full", size=SIZE, clips=2560, steps=1200, batch=48, rate=1e-3),
+    Stage("full", size=SIZE, clips=2560, steps=900, batch=48, rate=1e-3),
 )
 IMAGE_STAGES: tuple[Stage, ...] = (Stage("image", size=SIZE, clips=2560, steps=500, batch=48, rate=1e-3, image=True),)
 EMPTY_PROMPTS = 0.1
