@@ -131,8 +131,9 @@ class Checkpoint:
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every file that an export reads, by relative name."""
-        found = {}
-        for folder in (".", *_FOLDERS):
+        index = self.path / "model_index.json"
+        found = {index.name: hash_file(index)}
+        for folder in _FOLDERS:
             for file in sorted((self.path / folder).glob("*")):
                 if file.suffix in (".json", ".safetensors", ".model"):
                     found[file.relative_to(self.path).as_posix()] = hash_file(file)
