@@ -22,7 +22,7 @@ import numpy as np
 
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, psnr, renderer, tasks
 from reelquant.runtime import load_pipeline
-from reelquant.runtime.denoise import text_and_video_tables
+from reelquant.runtime.positions import position_inputs
 from reelquant.runtime.sizes import Size
 
 PRECISIONS = ("fp32", "int8", "fp8")
@@ -41,7 +41,6 @@ def step_times(paths: dict[str, Path], engine: str, repeats: int) -> dict[str, l
         manifest = bundle.manifest
         defaults = manifest.defaults
         shape = Size(defaults.frames, defaults.height, defaults.width).latent_shape(manifest.geometry)
-        tables = text_and_video_tables(manifest.transformer, manifest.text_tokens, shape)
         rng = np.random.default_rng(0)
         text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
         feeds = {
@@ -49,8 +48,7 @@ def step_times(paths: dict[str, Path], engine: str, repeats: int) -> dict[str, l
             "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
             "text": rng.standard_normal(text, dtype=np.float32),
             "timestep": np.array([500, 500]),
-            "rotary_cos": tables[0],
-            "rotary_sin": tables[1],
+            **position_inputs(manifest.transformer, manifest.text_tokens, shape),
         }
         plan = bundle.open_graphs("transformer", engine, "main")["main"]
         runs[name] = (plan, {key: value for key, value in feeds.items() if key in plan.inputs})

@@ -14,7 +14,7 @@ import numpy as np
 
 from demo.clips import random_scene, render
 from demo.fidelity import Pixels, psnr
-from reelquant.runtime.images import from_model
+from reelquant.runtime.images import from_model, to_model
 
 
 def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:
@@ -24,8 +24,8 @@ def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:
         from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 
         bundle = Bundle.open(path)
-        encoder, decoder = VaeEncoder(bundle, engine), VaeDecoder(bundle, engine)
-        return lambda clip: np.concatenate([from_model(c) for c in decoder.decode(encoder.encode(_to_model(clip)))])
+        encoder, decoder = VaeEncoder(bundle, engine, "first", "next"), VaeDecoder(bundle, engine)
+        return lambda clip: np.concatenate([from_model(c) for c in decoder.decode(encoder.encode(to_model(clip)))])
     import torch
     from diffusers import AutoencoderKLCogVideoX
 
@@ -33,14 +33,10 @@ def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:
 
     def reconstruct(clip: Pixels) -> Pixels:
         with torch.no_grad():
-            latents = vae.encode(torch.from_numpy(_to_model(clip))).latent_dist.mode()
+            latents = vae.encode(torch.from_numpy(to_model(clip))).latent_dist.mode()
             return from_model(vae.decode(latents).sample.numpy())
 
     return reconstruct
-
-
-def _to_model(clip: Pixels) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    return np.ascontiguousarray(clip.transpose(3, 0, 1, 2)[None].astype(np.float32) / 127.5 - 1)
 
 
 def main() -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import tokenizers
 import torch
-from safetensors import SafetensorError
 
+from reelquant.export.network import Network, fake_mode
+from reelquant.export.weights import check_fit, open_weights
 from reelquant.runtime.bundle import hash_file
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.sizes import Geometry
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_AGAIN = "download the checkpoint again"
+_T5_TWINS = ("shared.weight", "encoder.embed_tokens.weight")
 _CONVERT = "convert the checkpoint to safetensors: save_pretrained(..., safe_serialization=True)"
 _FOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 _PIPELINES = {
@@ -100,7 +103,7 @@ class Checkpoint:
             patch=transformer["patch_size"],
             patch_t=transformer.get("patch_size_t") or 1,
             latent_channels=vae["latent_channels"],
-            max_frames=max(49, transformer["sample_frames"]),
+            max_frames=max(161 if transformer.get("patch_size_t") else 49, transformer["sample_frames"]),
         )
 
     @property
@@ -139,32 +142,28 @@ class Checkpoint:
                     found[file.relative_to(self.path).as_posix()] = hash_file(file)
         return found
 
-    def load(self, folder: str) -> torch.nn.Module:
-        """Load one network in fp32, from safetensors only, by its named class.
+    def network(self, folder: str) -> Network:
+        """One network by its named class, without weights: those are read from safetensors as they are needed.
 
         Raises:
-            BundleError: the weights are damaged, or do not fit the config.
+            BundleError: the config is not the class's, or the weights do not fit it.
         """
-        import diffusers
-        import transformers
-
-        name = _CLASSES[folder]
-        cls = getattr(transformers if folder == "text_encoder" else diffusers, name)
-        dtype = {"dtype": torch.float32} if folder == "text_encoder" else {"torch_dtype": torch.float32}
-        options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, **dtype}
+        config, path = self.config(folder), self.path / folder
+        stored = open_weights(path)
+        mode = fake_mode()
         try:
-            with _quiet_loading():
-                module, info = cls.from_pretrained(self.path / folder, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            with _quiet_loading(), mode:
+                module = build_network(folder, config)
+        except (ValueError, TypeError, KeyError, ZeroDivisionError, RuntimeError) as error:
             why = " ".join(str(error).split()).rstrip(".")
-            raise BundleError(f"cannot load {self.path / folder}: {why}; download the checkpoint again") from error
-        missing = sorted(info["missing_keys"])
-        if missing:  # the libraries would fill them with random numbers and go on
-            raise BundleError(
-                f"{self.path / folder} lacks {len(missing)} of the weights that its config asks for, such as "
-                f"{missing[0]}; download the checkpoint again"
-            )
-        return module.eval()
+            raise BundleError(f"{path}/config.json makes no {_CLASSES[folder]}: {why}; {_AGAIN}") from error
+        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+        if folder == "text_encoder":  # one embedding under two names; a checkpoint stores either or both
+            for name, twin in (_T5_TWINS, _T5_TWINS[::-1]):
+                if name in stored and twin in wanted:
+                    stored.setdefault(twin, stored[name])
+        check_fit(path, stored, wanted)
+        return Network(module.eval(), mode, stored)
 
     def _check(self) -> None:
         if not (self.path / "model_index.json").is_file():
@@ -204,6 +203,17 @@ class Checkpoint:
                 raise BundleError(f"{folder / name} is code, which is never run; remove it to go on")
         if folder.name in _CLASSES and not safe:
             raise BundleError(f"{folder} has no .safetensors weights, the only ones that are read; {_CONVERT}")
+
+
+def build_network(folder: str, config: Mapping[str, Any]) -> torch.nn.Module:
+    """The module that a component's config describes, with whatever weights the mode that it is called in gives."""
+    import diffusers
+    import transformers
+
+    if folder == "text_encoder":
+        return cast(torch.nn.Module, transformers.T5EncoderModel(transformers.T5Config(**config)))
+    module: torch.nn.Module = getattr(diffusers, _CLASSES[folder]).from_config(config)
+    return module
 
 
 def _read_json(path: Path) -> dict[str, Any]:

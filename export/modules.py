@@ -62,41 +62,51 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """One denoising step for text-to-video.
+    """One denoising step.
 
-    ``latents [batch, latent_frames, channels, height, width]``, ``text [batch, text_tokens, text_width]``,
-    ``timestep [batch] int64``, ``rotary_cos`` and ``rotary_sin [text_tokens + video_tokens, head_dim]`` →
-    ``velocity``, shaped as the latents.
+    ``latents [batch, latent_frames, channels, height, width]``, ``text [batch, text_tokens, text_width]`` and
+    ``timestep [batch] int64`` → ``velocity``, shaped as the latents. Variants take more, each where it has it:
+    ``image_latents``, shaped as the latents and joined on the channel axis; ``ofs [1]`` (CogVideoX 1.5 I2V);
+    ``rotary_cos`` and ``rotary_sin [text_tokens + video_tokens, head_dim]``; ``positions [text_tokens + video_tokens,
+    width]``, added to the embedded tokens.
     """
 
     def __init__(self, transformer: Any) -> None:
         super().__init__()
         transformer.set_attn_processor(RotaryAttention())
+        # Positions come as an input, so that one graph serves every size: diffusers would compute them, in constants.
+        transformer.patch_embed.use_positional_embeddings = False
+        transformer.patch_embed.use_learned_positional_embeddings = False
+        transformer.embedding_dropout = self.added = AddPositions()
         self.transformer = transformer
 
     def forward(
-        self, latents: Tensor, text: Tensor, timestep: Tensor, rotary_cos: Tensor, rotary_sin: Tensor
+        self,
+        latents: Tensor,
+        text: Tensor,
+        timestep: Tensor,
+        image_latents: Tensor | None = None,
+        ofs: Tensor | None = None,
+        rotary_cos: Tensor | None = None,
+        rotary_sin: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
+        self.added.positions = positions
+        rotary = None if rotary_cos is None else (rotary_cos, rotary_sin)
+        joined = latents if image_latents is None else torch.cat([latents, image_latents], dim=2)
         velocity: Tensor = self.transformer(
-            latents, text, timestep, image_rotary_emb=(rotary_cos, rotary_sin), return_dict=False
+            joined, text, timestep, ofs=ofs, image_rotary_emb=rotary, return_dict=False
         )[0]
         return velocity
 
 
-class ImageTransformer(Transformer):
-    """As :class:`Transformer`, with ``image_latents`` of the latents' shape joined on the channel axis."""
+class AddPositions(nn.Module):
+    """Stands where diffusers has a dropout between the patch embedding and the blocks."""
 
-    def forward(  # type: ignore[override]
-        self,
-        latents: Tensor,
-        image_latents: Tensor,
-        text: Tensor,
-        timestep: Tensor,
-        rotary_cos: Tensor,
-        rotary_sin: Tensor,
-    ) -> Tensor:
-        joined = torch.cat([latents, image_latents], dim=2)
-        return super().forward(joined, text, timestep, rotary_cos, rotary_sin)
+    positions: Tensor | None = None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens if self.positions is None else tokens + self.positions
 
 
 class VaeStream(nn.Module):
@@ -112,13 +122,33 @@ class VaeStream(nn.Module):
         self.before = vae.post_quant_conv if half == "decoder" else None
         self.after = vae.quant_conv if half == "encoder" else None
 
-    def forward(self, x: Tensor, caches: Caches | None = None) -> tuple[Tensor, Caches]:
+    def step(self, x: Tensor, caches: Caches | None) -> tuple[Tensor, Caches]:
         if self.before is not None:
             x = self.before(x)
         y, new = self.network(x, conv_cache=_nest(caches) if caches else None)
         if self.after is not None:
             y = self.after(y)
         return y, _flatten(new)
+
+
+class VaeDecoder(VaeStream):
+    """``latents [1, channels, latent_frames, height, width] → frames [1, 3, frames, 8·height, 8·width]``."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__(vae, "decoder")
+
+    def forward(self, latents: Tensor, caches: Caches | None = None) -> tuple[Tensor, Caches]:
+        return self.step(latents, caches)
+
+
+class VaeEncoder(VaeStream):
+    """``frames → moments [1, 2·channels, latent_frames, height, width]``: mean and log variance of the posterior."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__(vae, "encoder")
+
+    def forward(self, frames: Tensor, caches: Caches | None = None) -> tuple[Tensor, Caches]:
+        return self.step(frames, caches)
 
 
 def _flatten(nested: dict[str, Any], prefix: str = "cache") -> Caches:

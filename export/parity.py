@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from reelquant.export.graphs import Graph
 from reelquant.export.trace import call
-from reelquant.runtime.engine import open_plan
+from reelquant.quant.graph_files import load_graph
+from reelquant.quant.segments import segments
+from reelquant.runtime.engine import Array, open_plan
 from reelquant.runtime.errors import AccuracyError
 
 TOLERANCE = {"fp32": 1e-4}  # relative L2; fp32 graphs differ from torch by the order of additions only
@@ -29,13 +32,11 @@ def check_parity(graph: Graph, path: Path, component: str, precision: str = "fp3
     Raises:
         AccuracyError: an output is further from torch than the precision's tolerance; the message names it.
     """
-    plan = open_plan("onnxruntime", path)
     worst = {"tensor": "", "relative_l2": -1.0, "sizes": len(graph.samples), "tolerance": TOLERANCE[precision]}
     for inputs in graph.samples:
-        wanted = call(graph.spec.module, inputs)
-        found = plan.run({name: value.numpy() for name, value in inputs.items() if name in plan.inputs})
-        for name, value in wanted.items():
-            tensor = name or graph.spec.outputs[0]
+        wanted = call(graph.spec, inputs)
+        found = run_by_blocks(path, {name: value.numpy() for name, value in inputs.items()})
+        for tensor, value in wanted.items():
             error = relative_l2(found[tensor], value.numpy())
             if not error <= float(worst["relative_l2"]):  # type: ignore[arg-type]
                 worst.update(tensor=tensor, relative_l2=error, shape=list(value.shape))
@@ -46,3 +47,17 @@ def check_parity(graph: Graph, path: Path, component: str, precision: str = "fp3
             "the export stops here, please report the checkpoint and the versions of torch and onnxruntime"
         )
     return worst
+
+
+def run_by_blocks(path: Path, values: dict[str, Array]) -> dict[str, Array]:
+    """Run a graph on ONNX Runtime one block at a time, each loaded only then; return all values that cross a cut."""
+    values = dict(values)
+    for number, segment in enumerate(segments(load_graph(path))):
+        file = path.with_name(f"{path.stem}.{number}.part")
+        try:
+            ir.save(segment, file)
+            plan = open_plan("onnxruntime", file)
+            values.update(plan.run(values))
+        finally:
+            file.unlink(missing_ok=True)
+    return values

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from reelquant.export.modules import plain_convolutions
+from reelquant.export.network import Network
+from reelquant.export.weights import Stored
 
 OPSET = 21  # the newest at which TensorRT takes FP8 Q/DQ with 16-bit scales; Gelu is native from 20
 
@@ -23,44 +25,48 @@ OPSET = 21  # the newest at which TensorRT takes FP8 Q/DQ with 16-bit scales; Ge
 class GraphSpec:
     """A graph to trace.
 
-    ``axes`` names the symbolic axes of each input, such as ``{"latents": {0: "batch"}}``; all others are fixed.
+    ``module`` wraps ``network.module``, whose weights are fake. ``axes`` names the symbolic axes of each input, such as ``{"latents": {0: "batch"}}``; all others are fixed.
     ``caches`` is the name of the argument that holds a dict of tensors, whose entries become inputs of their own.
     """
 
     name: str
     module: nn.Module
+    network: Network
     axes: Mapping[str, Mapping[int, str]]
     outputs: tuple[str, ...]
+
+    def weights(self) -> dict[str, Stored]:
+        """The network's weights by the names that ``module``, which wraps it, has for them."""
+        names = {id(parameter): name for name, parameter in self.network.module.named_parameters()}
+        own = self.module.named_parameters(remove_duplicate=False)
+        return {name: self.network.weights[names[id(parameter)]] for name, parameter in own}
 
 
 Inputs = Mapping[str, Tensor]
 
 
 def trace(spec: GraphSpec, inputs: Inputs) -> ir.Model:
-    """Trace ``spec.module`` on example ``inputs``, by input name and in the order of its arguments.
+    """Trace ``spec.module`` on example ``inputs``, named and ordered as its arguments are.
 
     Inputs named ``cache.*`` are handed over together as the module's ``caches``, and the caches it returns become the
     outputs ``next_cache.*``.
     """
-    args, caches = split_caches(inputs)
+    arguments = _arguments(spec.network.fake(inputs))
     dynamic = torch.export.Dim.DYNAMIC
-    shapes: list[Any] = [{axis: dynamic for axis in spec.axes.get(name, {})} for name in args]
-    arguments: list[Any] = list(args.values())
-    if caches:
-        arguments.append(caches)
-        shapes.append({name: {axis: dynamic for axis in spec.axes.get(name, {})} for name in caches})
-    with _quiet(), torch.no_grad():
+    shapes = _arguments({name: {axis: dynamic for axis in spec.axes.get(name, {})} for name in inputs})
+    with _quiet(), torch.no_grad(), spec.network.mode:
         plain_convolutions()
         program = torch.onnx.export(
             spec.module.eval(),
-            (*arguments, {}),  # a dict at the end would be taken for keyword arguments, so there is an empty one
+            (),
+            kwargs=arguments,
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(spec.outputs),
-            dynamic_shapes=tuple(shapes),
+            dynamic_shapes=shapes,
         )
     assert program is not None
     model: ir.Model = program.model
@@ -70,21 +76,24 @@ def trace(spec: GraphSpec, inputs: Inputs) -> ir.Model:
     return model
 
 
-def split_caches(inputs: Inputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Separate a stream's plain inputs from its caches."""
+def _arguments(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments from a graph's inputs: a stream's caches go together as ``caches``."""
     plain = {name: value for name, value in inputs.items() if not name.startswith("cache.")}
-    return plain, {name: value for name, value in inputs.items() if name not in plain}
+    caches = {name: value for name, value in inputs.items() if name not in plain}
+    return {**plain, "caches": caches} if caches else plain
 
 
-def call(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Run a traced module as its graph is run: named inputs in, named outputs out (caches as ``next_cache.*``)."""
-    plain, caches = split_caches(inputs)
-    with torch.no_grad():
-        result = module(*plain.values(), *([caches] if caches else []))
+def call(spec: GraphSpec, inputs: Inputs) -> dict[str, Tensor]:
+    """Run a traced module with its real weights as its graph is run: named inputs in, named outputs out.
+
+    Caches come out as ``next_cache.*``; the others' names are the spec's.
+    """
+    with torch.no_grad(), spec.network.streamed():
+        result = spec.module(**_arguments(inputs))
     if isinstance(result, Tensor):
-        return {"": result}
+        return {spec.outputs[0]: result}
     first, new = result
-    return {"": first, **{cache_output(name): value for name, value in new.items()}}
+    return {spec.outputs[0]: first, **{cache_output(name): value for name, value in new.items()}}
 
 
 def cache_output(name: str) -> str:

@@ -14,17 +14,20 @@ import onnx_ir as ir
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.graphs import COMPONENTS, component_graphs
 from reelquant.export.parity import check_parity
+from reelquant.export.passes.attach_weights import attach_weights, fold_transposed_weights
 from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.trace import trace
+from reelquant.export.weights import open_weights
 from reelquant.quant.graph_files import save_graphs
 from reelquant.quant.stats import graph_stats
 from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import Component, Defaults, Manifest
+from reelquant.runtime.positions import LEARNED, check_positions
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size, checked
 
+_VAE_KEYS = ("scaling_factor", "invert_scale_latents", "sample_height", "sample_width")
 _PREFIX = {"text_encoder": "encoder", "transformer": "transformer", "vae_encoder": "network", "vae_decoder": "network"}
 
 
@@ -51,10 +54,11 @@ def trace_bundle(
         components = {}
         with progress.stage("trace", total=len(COMPONENTS)) as advance:
             for name in COMPONENTS:
-                components[name] = _trace_component(checkpoint, name, folder)
+                components[name] = trace_component(checkpoint, name, folder)
                 advance()
         # Its own save hides a full disk.
         (folder / TOKENIZER).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
+        _write_learned_positions(checkpoint, folder)
         vae = checkpoint.config("vae")
         manifest = Manifest(
             task=checkpoint.task,
@@ -63,7 +67,7 @@ def trace_bundle(
             geometry=checkpoint.geometry,
             text_tokens=checkpoint.text_tokens,
             transformer=checkpoint.config("transformer"),
-            vae={key: vae.get(key) for key in ("scaling_factor", "invert_scale_latents")},
+            vae={key: vae.get(key) for key in _VAE_KEYS},
             scheduler=checkpoint.config("scheduler"),
             components=components,
             source={"checkpoint": checkpoint.name, "files": checkpoint.hashes()},
@@ -88,23 +92,21 @@ def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames
 
     Raises:
         BadInput: a size that the model cannot make.
-        BundleError: a variant that this version does not export.
     """
     config, geometry = checkpoint.config("transformer"), checkpoint.geometry
-    unsupported = {
-        "added sin-cos positions (CogVideoX-2b)": not config.get("use_rotary_positional_embeddings"),
-        "learned positions (CogVideoX-5b-I2V)": config.get("use_learned_positional_embeddings"),
-        "temporal patches (CogVideoX 1.5)": config.get("patch_size_t"),
-    }
-    for what, present in unsupported.items():
-        if present:
-            raise BundleError(f"{checkpoint.path} has {what}, which this version cannot export; see docs/road.md")
     height, width = size or (config["sample_height"] * geometry.spatial, config["sample_width"] * geometry.spatial)
     chosen = checked(Size(config["sample_frames"] if frames is None else frames, height, width), geometry)
-    return Defaults(**asdict(chosen))
+    check_positions(config, *chosen.latent_shape(geometry)[2:])
+    return Defaults(**asdict(chosen), fps=16 if geometry.patch_t > 1 else 8)  # as their authors' examples save them
 
 
-def _trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Component:
+def _reads_no_weight(node: ir.Node) -> bool | None:
+    """For the optimizer: never compute with a weight, which would load it; for all else by its own rules."""
+    weights = (value.const_value for value in node.inputs if value is not None)
+    return False if any(isinstance(weight, ir.LazyTensor) for weight in weights) else None
+
+
+def trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Component:
     from onnxscript.optimizer import optimize_ir
 
     models: dict[str, ir.Model] = {}
@@ -113,12 +115,15 @@ def _trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Compone
     for graph in graphs:
         model = trace(graph.spec, graph.samples[0])
         before = sum(1 for _ in model.graph)
+        attach_weights(model, graph.spec.weights())
+        transposed = fold_transposed_weights(model)
         with np.errstate(divide="ignore", invalid="ignore"):  # T5's folded position buckets take the log of 0
-            optimize_ir(model)
+            optimize_ir(model, should_fold=_reads_no_weight)
         named = name_by_module(model, _PREFIX[name])
         passes[graph.spec.name] = {
             "traced_nodes": before,
             "folded_nodes": before - sum(1 for _ in model.graph),
+            "transposed_weights": transposed,
             "named_weights": named,
         }
         models[graph.spec.name] = model
@@ -129,3 +134,10 @@ def _trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Compone
         passes=passes,
         parity={graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name) for graph in graphs},
     )
+
+
+def _write_learned_positions(checkpoint: Checkpoint, folder: Path) -> None:
+    """CogVideoX-5b-I2V's positions, float32 [text_tokens + video_tokens, width], which the runtime maps into memory."""
+    if checkpoint.config("transformer").get("use_learned_positional_embeddings"):
+        stored = open_weights(checkpoint.path / "transformer")["patch_embed.pos_embedding"]
+        np.save(folder / LEARNED, stored.read()[0])

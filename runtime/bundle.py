@@ -51,6 +51,12 @@ class Bundle:
         lines = sorted(f"{name} {entry.sha256}\n" for name, entry in self.manifest.files.items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
+    def component_digest(self, component: str) -> str:
+        """sha256 over the names and hashes of one component's files; bundles of other precisions may share it."""
+        names = sorted(name for name in self.manifest.files if name.startswith(f"{component}/"))
+        lines = (f"{name} {self.manifest.files[name].sha256}\n" for name in names)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
     def graph(self, component: str, graph: str) -> Path:
         """The path of one graph.
 

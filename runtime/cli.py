@@ -20,6 +20,8 @@ COMMANDS = {
     "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),
+    "embed": ("reelquant.runtime.commands.embed:embed", "", "Compute prompts' embeddings ahead, for a run without T5."),
+    "decode": ("reelquant.runtime.commands.decode:decode", "", "Make a clip of latents that generate --latents kept."),
     "inspect": ("reelquant.runtime.commands.inspect:inspect", "", "Say what a bundle holds and how it was made."),
     "verify": ("reelquant.runtime.commands.verify:verify", "", "Check every file of a bundle against its hash."),
     "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others can't."),

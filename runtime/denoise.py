@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from reelquant.runtime.engine import Plan
 from reelquant.runtime.errors import AccuracyError
 from reelquant.runtime.guidance import combine, dynamic_scale
-from reelquant.runtime.rope import rotary_tables
 from reelquant.runtime.schedulers import Run
 
 Floats = NDArray[np.float32]
@@ -23,23 +22,15 @@ class Condition:
     """What a clip is conditioned on.
 
     ``text`` is float32 [2, text_tokens, text_width], unconditional first, or [1, …] when guidance is off;
-    ``image_latents`` is float32 [latent_frames, channels, h, w] for image-to-video.
+    ``image_latents`` is float32 [latent_frames, channels, h, w] for image-to-video; ``fixed`` are the graph's other
+    inputs, the same at every step: positions, and what a variant has besides.
     """
 
     text: Floats
     guidance: float
     dynamic_guidance: bool = False
     image_latents: Floats | None = None
-
-
-def text_and_video_tables(config: dict[str, Any], text_tokens: int, shape: tuple[int, ...]) -> tuple[Floats, Floats]:
-    """Rotary tables for text and video tokens together: text is not rotated (cosine 1, sine 0).
-
-    ``shape`` is the latents' [latent_frames, channels, h, w].
-    """
-    cos, sin = rotary_tables(config, shape[0], shape[2], shape[3])
-    still = (text_tokens, cos.shape[1])
-    return np.concatenate([np.ones(still, np.float32), cos]), np.concatenate([np.zeros(still, np.float32), sin])
+    fixed: Mapping[str, Floats] = field(default_factory=dict)
 
 
 def denoise(
@@ -47,7 +38,6 @@ def denoise(
     run: Run,
     latents: Floats,
     condition: Condition,
-    tables: tuple[Floats, Floats],
     advance: Callable[[], None] = lambda: None,
 ) -> Floats:
     """Return the latents [latent_frames, channels, h, w] after all of ``run``'s steps.
@@ -58,7 +48,7 @@ def denoise(
         AccuracyError: the latents stopped being finite; the message names the step.
     """
     batch = len(condition.text)
-    feeds: dict[str, Any] = {"text": condition.text, "rotary_cos": tables[0], "rotary_sin": tables[1]}
+    feeds: dict[str, Any] = {"text": condition.text, **condition.fixed}
     if condition.image_latents is not None:
         feeds["image_latents"] = np.repeat(condition.image_latents[None], batch, 0)
     steps = len(run.timesteps)

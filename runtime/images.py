@@ -54,10 +54,18 @@ def load_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
     return np.asarray(pixels.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def to_model(image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [h, w, 3] → float32 [1, 3, 1, h, w] in -1…1."""
-    scaled = image.astype(np.float32) / 127.5 - 1
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1)[None, :, None])
+def resized(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """Frames uint8 [f, h, w, 3], each resized to ``height`` x ``width`` as :func:`load_image` does."""
+    if frames.shape[1:3] == (height, width):
+        return frames
+    size = (width, height)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+
+
+def to_model(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """uint8 [f, h, w, 3] → float32 [1, 3, f, h, w] in -1…1."""
+    scaled = frames.astype(np.float32) / 127.5 - 1
+    return np.ascontiguousarray(scaled.transpose(3, 0, 1, 2)[None])
 
 
 def from_model(x: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import TOKENIZER, Bundle
-from reelquant.runtime.denoise import Condition, denoise, text_and_video_tables
+from reelquant.runtime.denoise import Condition, denoise
+from reelquant.runtime.embeddings import EmbeddingCache
 from reelquant.runtime.engine import DEFAULT_ENGINE, Plan, check_engine
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.images import from_model, load_image, to_model
+from reelquant.runtime.images import from_model, load_image, resized, to_model
+from reelquant.runtime.latents import SavedLatents
+from reelquant.runtime.positions import LEARNED, check_positions, position_inputs
 from reelquant.runtime.progress import SILENT, Progress, Stopwatch
 from reelquant.runtime.schedulers import scheduler_from_config, with_class
 from reelquant.runtime.sizes import Size, checked
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
-from reelquant.runtime.video import Clip
+from reelquant.runtime.video import Clip, read_clip
 
 Floats = NDArray[np.float32]
 N = TypeVar("N", int, float)
@@ -31,8 +35,12 @@ MAX_STEPS = 1000
 class Request:
     """One clip to make; whatever is None comes from the bundle's defaults.
 
-    ``latents`` [latent_frames, channels, h, w] and ``image_noise`` [1, channels, h, w] replace what the seed would
-    draw, for those who compare with another implementation.
+    ``video`` is a clip to start from, a file or uint8 [frames, h, w, 3]; its first frames are used, resized. Of the
+    steps, the share ``strength`` is done: near 0 gives the clip back, 1 keeps nothing of it.
+
+    ``latents`` [latent_frames, channels, h, w], ``image_noise`` [1, channels, h, w] (for a video: [latent_frames, …]) and ``step_noise`` (one array like
+    the latents for each step of a scheduler that adds noise) replace what the seed would draw, for those who compare
+    with another implementation.
     """
 
     prompt: str
@@ -47,27 +55,41 @@ class Request:
     scheduler: str | None = None
     latents: Floats | None = field(default=None, repr=False)
     image_noise: Floats | None = field(default=None, repr=False)
+    step_noise: tuple[Floats, ...] | None = field(default=None, repr=False)
+    video: Path | NDArray[np.uint8] | None = None
+    strength: float = 0.8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A request with every choice made and checked."""
+    """A request with every choice made and checked; the first ``skip`` of ``steps`` are left out."""
 
     size: Size
     steps: int
     guidance: float
     seed: int
+    skip: int = 0
 
 
 class Pipeline:
     """A bundle loaded on an engine. Networks are loaded when first used and kept; one clip at a time."""
 
-    def __init__(self, bundle: Bundle, engine: str = DEFAULT_ENGINE, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: str = DEFAULT_ENGINE,
+        threads: int | None = None,
+        embeddings: Path | None = None,
+        tiled: bool = False,
+    ) -> None:
         self.bundle, self.engine, self.timer = bundle, check_engine(engine), Stopwatch()
-        self._threads = threads
+        self._threads, self._tiled = threads, tiled
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
         bundle.check_hashes(lambda name: name == TOKENIZER)
+        self._cache = None
+        if embeddings is not None:
+            self._cache = EmbeddingCache(embeddings, f"{bundle.component_digest('text_encoder')} {engine}")
         self.tokenizer = Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens)
 
     def settings(self, request: Request) -> Settings:
@@ -89,17 +111,32 @@ class Pipeline:
             raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
         if not (0 <= guidance <= 100):
             raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
+        if manifest.task == "i2v" and request.video is not None:
+            raise BadInput(f"{self.bundle.path} makes clips from an image; a video needs a text-to-video bundle")
         if manifest.task == "i2v" and request.image is None:
             raise BadInput(f"{self.bundle.path} makes clips from an image; give one with --image FILE")
         if manifest.task == "t2v" and request.image is not None:
             raise BadInput(f"{self.bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
+        skip = 0
+        if request.video is not None:
+            if request.image is not None:
+                raise BadInput("a clip starts from an image or from a video, not from both; leave out one")
+            if not 0 <= request.strength <= 1 or int(steps * request.strength) < 1:
+                raise BadInput(
+                    f"strength {request.strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8"
+                )
+            skip = steps - int(steps * request.strength)
         seed = secrets.randbits(32) if request.seed is None else request.seed
         if not 0 <= seed < 2**64:
             raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
-        return Settings(checked(size, manifest.geometry), steps, guidance, seed)
+        size = checked(size, manifest.geometry)
+        check_positions(manifest.transformer, *size.latent_shape(manifest.geometry)[2:])
+        return Settings(size, steps, guidance, seed, skip)
 
-    def generate(self, request: Request | str, progress: Progress = SILENT) -> Clip:
+    def generate(self, request: Request | str, progress: Progress = SILENT, keep: Path | None = None) -> Clip:
         """Make one clip. The same bundle, engine, seed and settings give the same bytes on the same machine.
+
+        ``keep`` names a file for the latents, written before they are decoded; :meth:`decode_saved` takes it from there.
 
         Raises:
             BadInput: the request cannot be met.
@@ -113,7 +150,6 @@ class Pipeline:
             with self.timer("load"):
                 self.bundle.check_hashes(lambda name: name.startswith("vae_decoder/"))
         latents = self.sample(request, settings, progress)
-        frames = self.decode(latents, progress)
         manifest = self.bundle.manifest
         provenance = {
             "generator": "reelquant",
@@ -127,7 +163,26 @@ class Pipeline:
             "steps": settings.steps,
             "guidance": settings.guidance,
         }
-        return Clip(frames, manifest.defaults.fps, provenance)
+        saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
+        if keep is not None:
+            saved.save(keep)
+        return self.decode_saved(saved, progress)
+
+    def decode_saved(self, saved: SavedLatents, progress: Progress = SILENT) -> Clip:
+        """The clip of latents that this bundle, or one with the same VAE, sampled.
+
+        Raises:
+            BadInput: they are another VAE's, or of a shape that it cannot decode.
+        """
+        manifest = self.bundle.manifest
+        frames, channels = saved.values.shape[:2]
+        if saved.vae != self.bundle.component_digest("vae_decoder"):
+            raise BadInput(
+                f"these latents are of another VAE than that of {self.bundle.path}; use the bundle they are of"
+            )
+        if channels != manifest.geometry.latent_channels or frames < 3 or frames % 2 == 0:
+            raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
+        return Clip(self.decode(saved.values, progress), manifest.defaults.fps, saved.provenance)
 
     def sample(self, request: Request, settings: Settings, progress: Progress = SILENT) -> Floats:
         """Run text encoder, image encoder and all denoising steps; return scaled latents [latent_frames, channels, h, w]."""
@@ -136,24 +191,33 @@ class Pipeline:
         scheduler = scheduler_from_config(config)
         rng = np.random.default_rng(settings.seed)
         shape = settings.size.latent_shape(manifest.geometry)
+        # CogVideoX 1.5 takes frames in pairs: what is missing goes before the clip and is cut off again.
+        extra = -shape[0] % manifest.geometry.patch_t
+        shape = (shape[0] + extra, *shape[1:])
         drawn = rng.standard_normal(shape, dtype=np.float32)
         latents = drawn if request.latents is None else _same_shape(request.latents, shape)
         image_latents = None
         # Everything that can be refused is refused before the transformer is loaded.
         text = self.encode_prompt(request.prompt, request.negative_prompt, settings.guidance > 1, progress)
         if request.image is not None:
-            image_latents = self._encode_image(request, settings.size, rng, progress)
-        condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents)
-        tables = text_and_video_tables(manifest.transformer, manifest.text_tokens, shape)
+            image_latents = self._encode_image(request, settings.size, shape, rng, progress)
+        start = None if request.video is None else self._encode_video(request, settings.size, rng, progress)
+        fixed = self._fixed_inputs(shape)
+        condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents, fixed)
         transformer = self._plan("transformer")
-        with self.timer("denoise"), progress.stage("denoise", settings.steps) as advance:
-            run = scheduler.begin(settings.steps, rng)
-            return denoise(transformer, run, latents * scheduler.init_noise_sigma, condition, tables, advance)
+        with self.timer("denoise"), progress.stage("denoise", settings.steps - settings.skip) as advance:
+            run = scheduler.begin(settings.steps, rng, _in_turn(request.step_noise), settings.skip)
+            if start is not None:
+                start = np.concatenate([start[:extra], start])
+                latents = scheduler.add_noise(start, latents, int(run.timesteps[0]))
+            return denoise(transformer, run, latents * scheduler.init_noise_sigma, condition, advance)[extra:]
 
     def encode_prompt(
         self, prompt: str, negative: str = "", guided: bool = True, progress: Progress = SILENT
     ) -> Floats:
         """Return float32 [2, text_tokens, text_width], the negative prompt first, or [1, …] when not ``guided``.
+
+        Prompts are encoded one by one, so that an embedding has the same bits whether it was kept or not.
 
         Raises:
             BadInput: the prompt is empty or too long.
@@ -161,33 +225,48 @@ class Pipeline:
         ids = [self.tokenizer.encode(prompt)]
         if guided:
             ids.insert(0, self.tokenizer.encode(negative, allow_empty=True))
-        encoder = self._plan("text_encoder")
-        with self.timer("text"), progress.stage("text", 1) as advance:
-            embeds: Floats = encoder.run({"input_ids": np.stack(ids)})["embeds"]
-            advance()
-        return embeds
+        embeds = [self._cache.find(each) if self._cache else None for each in ids]
+        encoder = self._plan("text_encoder") if any(each is None for each in embeds) else None
+        with self.timer("text"), progress.stage("text", len(ids)) as advance:
+            for i, each in enumerate(ids):
+                if encoder is not None and embeds[i] is None:
+                    embeds[i] = made = encoder.run({"input_ids": each[None]})["embeds"][0]
+                    if self._cache:
+                        self._cache.keep(each, made)
+                advance()
+        return np.stack([each for each in embeds if each is not None])
 
     def decode(self, latents: Floats, progress: Progress = SILENT) -> NDArray[np.uint8]:
         """Scaled latents → frames uint8 [frames, height, width, 3], chunk by chunk."""
-        decoder = self._load("vae_decoder", lambda: VaeDecoder(self.bundle, self.engine, self._threads))
-        with self.timer("decode"), progress.stage("decode", (len(latents) - 1) // 2) as advance:
-            chunks = []
-            for chunk in decoder.decode(latents):
-                chunks.append(from_model(chunk))
-                advance()
-            return np.concatenate(chunks)
+        decoder: VaeDecoder = self._load(
+            "vae_decoder", lambda: VaeDecoder(self.bundle, self.engine, self._threads, self._tiled)
+        )
+        with self.timer("decode"), progress.stage("decode", decoder.chunks(latents)) as advance:
+            return np.concatenate([from_model(chunk) for chunk in decoder.decode(latents, advance)])
 
     def replace_transformer(self, plan: Plan) -> None:
         """Denoise with ``plan`` from now on; calibration puts its observed graph here."""
         self._loaded["transformer"] = plan
 
-    def _encode_image(self, request: Request, size: Size, rng: np.random.Generator, progress: Progress) -> Floats:
+    def _fixed_inputs(self, shape: tuple[int, ...]) -> dict[str, Floats]:
+        """The transformer's inputs that no step changes, for latents of ``shape``."""
+        manifest = self.bundle.manifest
+        learned = self.bundle.path / LEARNED if LEARNED in manifest.files else None
+        if learned:
+            self.bundle.check_hashes(lambda name: name == LEARNED)
+        fixed = position_inputs(manifest.transformer, manifest.text_tokens, shape, learned)
+        if manifest.transformer.get("ofs_embed_dim"):
+            fixed["ofs"] = np.full(1, 2, np.float32)  # the one value that the pipelines give it
+        return fixed
+
+    def _encode_image(
+        self, request: Request, size: Size, shape: tuple[int, ...], rng: np.random.Generator, progress: Progress
+    ) -> Floats:
         image = request.image
         if isinstance(image, Path):
             image = load_image(image, size.height, size.width)
         if image is None or image.shape != (size.height, size.width, 3):
             raise BadInput(f"the image array is not uint8 [{size.height}, {size.width}, 3]")
-        shape = size.latent_shape(self.bundle.manifest.geometry)
         drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
         noise = drawn if request.image_noise is None else _same_shape(request.image_noise, (1, *shape[1:]))
         encoder = self._load(
@@ -195,7 +274,26 @@ class Pipeline:
         )
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
-            latents[:1] = encoder.encode_image(to_model(image), noise)
+            latents[:1] = encoder.encode_image(to_model(image[None]), noise)
+            advance()
+        return latents
+
+    def _encode_video(self, request: Request, size: Size, rng: np.random.Generator, progress: Progress) -> Floats:
+        frames = read_clip(request.video).frames if isinstance(request.video, Path) else request.video
+        if frames is None or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
+            raise BadInput("the video array is not uint8 [frames, height, width, 3]")
+        if len(frames) < size.frames:
+            raise BadInput(
+                f"the video has {len(frames)} frames and {size.frames} are wanted; ask for fewer with --frames"
+            )
+        shape = size.latent_shape(self.bundle.manifest.geometry)
+        drawn = rng.standard_normal(shape, dtype=np.float32)
+        noise = drawn if request.image_noise is None else _same_shape(request.image_noise, shape)
+        encoder = self._load(
+            "vae_encoder_clip", lambda: VaeEncoder(self.bundle, self.engine, "first", "next", threads=self._threads)
+        )
+        with self.timer("encode"), progress.stage("encode", 1) as advance:
+            latents: Floats = encoder.encode(to_model(resized(frames[: size.frames], size.height, size.width)), noise)
             advance()
         return latents
 
@@ -213,18 +311,34 @@ class Pipeline:
         return self._loaded[name]
 
 
-def load_pipeline(bundle: str | Path, engine: str = DEFAULT_ENGINE, threads: int | None = None) -> Pipeline:
+def load_pipeline(
+    bundle: str | Path,
+    engine: str = DEFAULT_ENGINE,
+    threads: int | None = None,
+    embeddings: Path | None = None,
+    tiled: bool = False,
+) -> Pipeline:
     """Open a bundle folder on an engine.
+
+    Prompts' embeddings are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles:
+    less memory, a little more work, and a picture that differs slightly where tiles meet.
 
     Raises:
         BundleError: not a bundle, or incomplete.
         BadInput: the engine is unknown.
     """
-    return Pipeline(Bundle.open(Path(bundle)), engine, threads)
+    return Pipeline(Bundle.open(Path(bundle)), engine, threads, embeddings, tiled)
 
 
 def _chosen(wanted: N | None, default: N) -> N:
     return default if wanted is None else wanted
+
+
+def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[tuple[int, ...]], Floats] | None:
+    if arrays is None:
+        return None
+    left = iter(arrays)
+    return lambda shape: _same_shape(next(left), shape)
 
 
 def _same_shape(array: Floats, shape: tuple[int, ...]) -> Floats:

@@ -50,8 +50,10 @@ class Scheduler(ABC):
         """Return the [steps] timesteps the model is run at; see :func:`reelquant.runtime.noise.spaced_timesteps`."""
         return spaced_timesteps(self.config, steps)
 
-    def begin(self, steps: int, rng: np.random.Generator, noise: Noise | None = None) -> Run:
+    def begin(self, steps: int, rng: np.random.Generator, noise: Noise | None = None, skip: int = 0) -> Run:
         """Start a denoising run; what noise a step adds is drawn from ``noise``, or else from ``rng``.
+
+        ``skip`` leaves out the first of the ``steps``, for latents that are not all noise to begin with.
 
         Raises:
             BadInput: the model was not trained at so many timesteps.
@@ -63,7 +65,7 @@ class Scheduler(ABC):
                 "scheduler_config.json: prediction_type epsilon cannot start from zero SNR; "
                 "set rescale_betas_zero_snr to false, or prediction_type to what the model was trained for"
             )
-        return Run(self, timesteps, steps, noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32)))
+        return Run(self, timesteps[skip:], steps, noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32)))
 
     def add_noise(self, original: Latents, noise: Latents, timestep: int) -> Latents:
         """Return float32 latents as noisy as those of a training ``timestep``.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,27 +10,52 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Plan
+from reelquant.runtime.tiles import decode_tiled, tile_count, tilings
 
 Floats = NDArray[np.float32]
 
 
 class VaeDecoder:
-    """Scaled latents → frames. The first chunk is three latent frames (nine frames), each later one two (eight)."""
+    """Scaled latents → frames. The first chunk is three latent frames (nine frames), each later one two (eight).
 
-    def __init__(self, bundle: Bundle, engine: str, threads: int | None = None) -> None:
+    With ``tiled``, frames larger than half of the VAE's own size are decoded in tiles, in the memory of one.
+    """
+
+    def __init__(self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False) -> None:
         self._plans = bundle.open_graphs("vae_decoder", engine, "first", "next", threads=threads)
+        self._pixels = bundle.manifest.geometry.spatial
+        self._tiling = tilings(bundle.manifest.vae, self._pixels) if tiled else None
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
 
-    def decode(self, latents: Floats) -> Iterator[Floats]:
+    def chunks(self, latents: Floats) -> int:
+        """How many chunks :meth:`decode` computes, those of all tiles counted."""
+        tiles = tile_count(latents, self._tiling) if self._tiling and self._exceeds(latents) else 1
+        return (len(latents) - 1) // 2 * tiles
+
+    def decode(self, latents: Floats, advance: Callable[[], None] = lambda: None) -> Iterator[Floats]:
         """Yield float32 [1, 3, frames, height, width] chunks of scaled latents [latent_frames, channels, h, w].
+
+        ``advance`` is called after each chunk that is computed.
 
         Raises:
             ValueError: the number of latent frames is not odd and at least three.
         """
         if len(latents) < 3 or len(latents) % 2 == 0:
             raise ValueError(f"{len(latents)} latent frames; the stream takes an odd number from 3")
+        if self._tiling and self._exceeds(latents):
+            yield from decode_tiled(self._whole, latents, self._tiling, self._pixels, advance)
+            return
+        for chunk in self._whole(latents):
+            advance()
+            yield chunk
+
+    def _whole(self, latents: Floats) -> Iterator[Floats]:
         x = latents.transpose(1, 0, 2, 3)[None] * self._scale
-        yield from _stream(self._plans, "latents", "frames", _chunks(x, 3, 2))
+        return _stream(self._plans, "latents", "frames", _chunks(x, 3, 2))
+
+    def _exceeds(self, latents: Floats) -> bool:
+        assert self._tiling
+        return any(side > axis.tile for side, axis in zip(latents.shape[2:], self._tiling, strict=True))
 
 
 class VaeEncoder:
@@ -40,8 +65,9 @@ class VaeEncoder:
         self._plans = bundle.open_graphs("vae_encoder", engine, *graphs, threads=threads)
         vae = bundle.manifest.vae
         scale = float(vae["scaling_factor"])
-        # The 1.5 image-to-video checkpoints were trained on latents divided by the factor.
-        self._scale = np.float32(1 / scale if vae.get("invert_scale_latents") else scale)
+        # The 1.5 image-to-video checkpoint was trained on images' latents divided by the factor.
+        self._scale = np.float32(scale)
+        self._image_scale = np.float32(1 / scale if vae.get("invert_scale_latents") else scale)
 
     def encode_image(self, image: Floats, noise: Floats | None = None) -> Floats:
         """Return scaled latents [1, channels, h, w] of an image [1, 3, 1, height, width].
@@ -49,18 +75,18 @@ class VaeEncoder:
         ``noise``, of the latents' shape, samples the posterior as the pipelines do; without it its mean is returned.
         """
         moments = self._plans["image"].run({"frames": image})["moments"]
-        return self._sample(moments, noise)
+        return self._sample(moments, noise) * self._image_scale
 
     def encode(self, frames: Floats, noise: Floats | None = None) -> Floats:
         """Return scaled latents [latent_frames, channels, h, w] of a clip [1, 3, 8N+1, height, width]."""
         moments = np.concatenate(list(_stream(self._plans, "frames", "moments", _chunks(frames, 9, 8))), axis=2)
-        return self._sample(moments, noise)
+        return self._sample(moments, noise) * self._scale
 
     def _sample(self, moments: Floats, noise: Floats | None) -> Floats:
         mean, logvar = np.split(moments[0].transpose(1, 0, 2, 3), 2, axis=1)
         if noise is not None:
             mean = mean + np.exp(0.5 * np.clip(logvar, -30, 20)) * noise  # the clamp of diffusers' posterior
-        return np.ascontiguousarray(mean * self._scale, np.float32)
+        return np.ascontiguousarray(mean, np.float32)
 
 
 def _chunks(x: Floats, first: int, later: int) -> Iterator[Floats]:

@@ -65,14 +65,14 @@ class Clip:
             writer(self, temporary, json.dumps(self.provenance, sort_keys=True))
 
 
-def check_output(path: Path) -> Path:
+def check_output(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> Path:
     """Return ``path`` when a clip could be saved there; to be asked before hours of work, not after.
 
     Raises:
-        BadInput: its suffix is not one of SUFFIXES, it is a folder or device, or its folder cannot be written.
+        BadInput: its suffix is not one of ``suffixes``, it is a folder or device, or its folder cannot be written.
     """
-    if path.suffix.lower() not in SUFFIXES:
-        raise BadInput(f"output {path} does not end in one of {', '.join(SUFFIXES)}; rename it")
+    if path.suffix.lower() not in suffixes:
+        raise BadInput(f"output {path} does not end in one of {', '.join(suffixes)}; rename it")
     try:
         if path.is_dir():
             raise BadInput(f"output {path} is a folder; name a file in it")

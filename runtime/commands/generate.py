@@ -9,7 +9,18 @@ from pathlib import Path
 
 import click
 
-from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, THREADS, print_json, shown, size_option
+from reelquant.runtime.commands.options import (
+    BUNDLE,
+    ENGINE,
+    JSON,
+    QUIET,
+    THREADS,
+    TILED,
+    print_json,
+    shown,
+    size_option,
+)
+from reelquant.runtime.latents import SUFFIX
 from reelquant.runtime.pipeline import Request, load_pipeline
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.video import check_output
@@ -22,6 +33,10 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @click.argument("prompt")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="FILE.mp4, .gif, .png or .npy")
 @click.option("--image", type=click.Path(path_type=Path), help="First frame, for image-to-video.")
+@click.option("--video", type=click.Path(path_type=Path), help="A clip to start from (.mp4 or .npy).")
+@click.option(
+    "--strength", type=float, default=0.8, show_default=True, help="How much of --video is made anew, 0 to 1."
+)
 @click.option("--negative-prompt", default="", help="What to steer away from.")
 @click.option("--seed", type=int, help="Same seed, bundle and engine: same frames [default: a new one each time].")
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
@@ -31,6 +46,9 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @click.option("--frames", type=int, help="Frames [default: the bundle's].")
 @size_option("Size of the clip [default: the bundle's].")
 @click.option("--scheduler", type=click.Choice(["ddim", "dpm"]), help="Sampler [default: the checkpoint's].")
+@click.option("--latents", type=click.Path(path_type=Path), help="Also keep the latents, FILE.npz, for decode.")
+@click.option("--embeddings", type=click.Path(path_type=Path), help="Folder of prompts' embeddings, used and filled.")
+@TILED
 @ENGINE
 @THREADS
 @QUIET
@@ -40,6 +58,8 @@ def generate(
     prompt: str,
     output: Path,
     image: Path | None,
+    video: Path | None,
+    strength: float,
     negative_prompt: str,
     seed: int | None,
     steps: int | None,
@@ -47,6 +67,9 @@ def generate(
     frames: int | None,
     size: tuple[int, int] | None,
     scheduler: str | None,
+    latents: Path | None,
+    embeddings: Path | None,
+    tiled: bool,
     engine: str,
     threads: int | None,
     quiet: bool,
@@ -55,11 +78,16 @@ def generate(
     """Render a clip of PROMPT from BUNDLE."""
     began = time.monotonic()
     check_output(output)
+    if latents:
+        check_output(latents, (SUFFIX,))
     height, width = size or (None, None)
-    pipeline = load_pipeline(bundle, engine, threads)
-    request = Request(prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler)
+    pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled)
+    request = Request(
+        prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler,
+        video=video, strength=strength,
+    )  # fmt: skip
     with Progress(shown(quiet)) as progress:
-        clip = pipeline.generate(request, progress)
+        clip = pipeline.generate(request, progress, latents)
     with pipeline.timer("write"):
         clip.save(output)
     seconds = {stage: round(pipeline.timer.seconds.get(stage, 0.0), 4) for stage in STAGES}

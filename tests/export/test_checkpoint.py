@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file, save
 
 from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.network import is_fake
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.sizes import Geometry
 from tests.checkpoints import edit_json, linked_copy, put
@@ -39,13 +40,15 @@ def test_the_demo_checkpoints(task: str) -> None:
 
 
 @EACH_NETWORK
-def test_networks_are_loaded_in_fp32_with_the_files_weights(folder: str, capfd: pytest.CaptureFixture[str]) -> None:
-    module = Checkpoint.open(str(CHECKPOINTS / "t2v")).load(folder)
-    assert not module.training and {tensor.dtype for tensor in module.parameters()} == {torch.float32}
+def test_networks_are_fp32_without_data_and_read_the_files_weights(
+    folder: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = Checkpoint.open(str(CHECKPOINTS / "t2v")).network(folder)
+    assert not network.module.training
+    assert all(is_fake(tensor) and tensor.dtype == torch.float32 for tensor in network.module.parameters())
     stored = load_file(CHECKPOINTS / "t2v" / folder / WEIGHTS[folder])
-    found = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    assert len(stored) > 10 and stored.keys() <= found.keys()
-    assert all(np.array_equal(found[name], array.astype(np.float32)) for name, array in stored.items())
+    assert len(stored) > 10 and stored.keys() <= network.weights.keys() == network.module.state_dict().keys()
+    assert all(np.array_equal(network.weights[name].read(), array.astype(np.float32)) for name, array in stored.items())
     assert capfd.readouterr() == ("", "")
 
 
@@ -64,10 +67,12 @@ def test_hashes_are_of_every_file_that_is_read(copy: Path) -> None:
     assert {name for name, digest in checkpoint.hashes().items() if before[name] != digest} == {"vae/config.json"}
 
 
-def test_max_frames_are_those_it_was_trained_on_when_more(copy: Path) -> None:
+def test_max_frames_are_the_kinds_own_or_what_it_was_trained_on_when_more(copy: Path) -> None:
     edit_json(copy / "transformer" / "config.json", sample_frames=81, patch_size_t=2)
     geometry = Checkpoint.open(str(copy)).geometry
-    assert (geometry.max_frames, geometry.patch_t, geometry.frame_step) == (81, 2, 16)
+    assert (geometry.max_frames, geometry.patch_t, geometry.frame_step) == (161, 2, 16)
+    edit_json(copy / "transformer" / "config.json", sample_frames=81, patch_size_t=None)
+    assert Checkpoint.open(str(copy)).geometry.max_frames == 81
 
 
 def refuse(source: Path | str) -> str:
@@ -95,7 +100,7 @@ def test_pickled_weights_are_refused_with_the_reason(copy: Path, folder: str, na
 def test_a_pickle_beside_safetensors_is_not_read(copy: Path) -> None:
     put(copy / "vae" / "diffusion_pytorch_model.bin", pickle.dumps(Trap()))
     checkpoint = Checkpoint.open(str(copy))
-    checkpoint.load("vae")
+    checkpoint.network("vae")
     assert "vae/diffusion_pytorch_model.bin" not in checkpoint.hashes()
 
 
@@ -182,12 +187,12 @@ def reshaped(path: Path) -> None:
 def test_spoilt_weights_are_refused(
     copy: Path, folder: str, spoil: Callable[[Path], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Both libraries would fill in a missing weight with random numbers, say so in a warning, and go on."""
+    """diffusers and transformers would fill in a missing weight with random numbers, say so in a warning, and go on."""
     spoil(copy / folder / WEIGHTS[folder])
     checkpoint = Checkpoint.open(str(copy))
     with pytest.raises(BundleError, match=f"{folder}.*; download the checkpoint again") as refusal:
-        checkpoint.load(folder)
-    assert "\n" not in str(refusal.value) and ("lacks 1 of the weights" in str(refusal.value)) == (spoil is without_one)
+        checkpoint.network(folder)
+    assert "\n" not in str(refusal.value) and (" lacks " in str(refusal.value)) == (spoil is without_one)
     assert capfd.readouterr() == ("", "")
 
 

@@ -9,12 +9,16 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnxscript.optimizer import optimize_ir
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reelquant.export.graphs import Graph
+from reelquant.export.network import Network, fake_mode
 from reelquant.export.parity import check_parity, relative_l2
+from reelquant.export.passes.attach_weights import attach_weights
 from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.trace import GraphSpec, trace
+from reelquant.export.weights import read_header
 from reelquant.quant.graph_files import save_graphs
 from reelquant.runtime.errors import AccuracyError
 
@@ -34,16 +38,22 @@ class TwoOutputs(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def graph() -> Graph:
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
     torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("parity") / "model.safetensors"
+    save_file(TwoOutputs().state_dict(), file)
+    mode = fake_mode()
+    with mode:
+        network = Network(TwoOutputs().eval(), mode, read_header(file))
     samples = tuple({"x": torch.randn(2, rows, 32), "cache.one": torch.randn(2, rows, 32)} for rows in (3, 5))
     axes = {"x": {1: "rows"}, "cache.one": {1: "rows"}}
-    return Graph(GraphSpec("next", TwoOutputs(), axes, ("y", "next_cache.one")), samples)
+    return Graph(GraphSpec("next", network.module, network, axes, ("y", "next_cache.one")), samples)
 
 
 @pytest.fixture
 def model(graph: Graph) -> ir.Model:
     model = trace(graph.spec, graph.samples[0])
+    attach_weights(model, graph.spec.weights())
     optimize_ir(model)
     name_by_module(model, "inner")
     return model

@@ -54,7 +54,7 @@ def test_equals_diffusers(tmp_path: Path, kind: str, have: tuple[int, int], want
         expected = processor.preprocess(image.convert("RGB"), height=want[0], width=want[1])
     ours = load_image(path, *want)
     assert ours.dtype == np.uint8 and ours.shape == (*want, 3)
-    assert torch.equal(torch.from_numpy(to_model(ours)), expected.unsqueeze(2))
+    assert torch.equal(torch.from_numpy(to_model(ours[None])), expected.unsqueeze(2))
     assert np.abs(ours.astype(np.float32).transpose(2, 0, 1) / 127.5 - 1 - expected[0].numpy()).max() <= 1e-6
 
 
@@ -70,7 +70,7 @@ def test_pixels_out_equal_diffusers() -> None:
 
 def test_pixels_survive_the_way_to_the_model_and_back() -> None:
     image = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    x = to_model(image)
+    x = to_model(image[None])
     assert x.shape == (1, 3, 1, 16, 16) and x.dtype == np.float32 and (x.min(), x.max()) == (-1, 1)
     assert np.array_equal(from_model(x)[0], image)
 

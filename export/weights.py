@@ -1,0 +1,143 @@
+"""A network's weights on disk: safetensors files, indexed by name and read one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.runtime.errors import BundleError
+
+_DTYPES: dict[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+}
+_AGAIN = "download the checkpoint again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in a safetensors file: where its bytes are, and what they mean."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    count: int
+
+    def read(self) -> NDArray[np.float32]:
+        """Return the values as float32, which every stored dtype but F64 fits without loss.
+
+        Read, not mapped: mapped pages would count as this process's memory until all is done.
+
+        Raises:
+            BundleError: the file is shorter than its header says.
+        """
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            values = np.fromfile(file, np.dtype(_DTYPES[self.dtype]), self.count)
+        if values.size != self.count:
+            raise BundleError(f"{self.file} is cut short; {_AGAIN}")
+        return values.astype(np.float32, copy=False).reshape(self.shape)
+
+
+def open_weights(folder: Path) -> dict[str, Stored]:
+    """Index the weights in ``folder``: one safetensors file, or shards with their ``.index.json``.
+
+    Where full and ``fp16`` variants lie side by side, the full ones are taken.
+
+    Raises:
+        BundleError: none, several that no index explains, a missing shard, or a damaged header.
+    """
+    indices = _plain_first(folder.glob("*.safetensors.index*.json"))
+    files = _plain_first(folder.glob("*.safetensors"))
+    whole = [file for file in files if "-of-" not in file.name]
+    if whole and not (indices and _variant(whole[0]) and not _variant(indices[0])):
+        if len([file for file in whole if _variant(file) == _variant(whole[0])]) > 1:
+            names = ", ".join(file.name for file in whole)
+            raise BundleError(f"{folder} holds {names} and no index says which to use; keep one")
+        return read_header(whole[0])
+    if not indices:
+        raise BundleError(f"{folder} has no .safetensors weights, or shards without their .index.json; {_AGAIN}")
+    return _read_shards(indices[0])
+
+
+def check_fit(folder: Path, stored: Mapping[str, Stored], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold ``stored`` against the shapes that the config asks for.
+
+    Raises:
+        BundleError: a tensor is missing, is one too many, or has another shape; the message names it.
+    """
+    for name in sorted(wanted.keys() - stored.keys()):
+        raise BundleError(f"{folder} lacks {name}, which its config asks for; {_AGAIN}")
+    for name in sorted(stored.keys() - wanted.keys()):
+        raise BundleError(f"{folder} holds {name}, which its config has no place for; {_AGAIN}")
+    for name, shape in wanted.items():
+        if stored[name].shape != tuple(shape):
+            raise BundleError(
+                f"{folder}: {name} is {list(stored[name].shape)}, and its config asks for {list(shape)}; {_AGAIN}"
+            )
+
+
+def read_header(file: Path) -> dict[str, Stored]:
+    """The tensors of one safetensors file (8 bytes of length, a JSON header, then the data).
+
+    Raises:
+        BundleError: it is not one, or a tensor lies outside it.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as data:
+            length = int.from_bytes(data.read(8), "little")
+            if length > size - 8:
+                raise ValueError("its header is cut short")
+            header: dict[str, Any] = json.loads(data.read(length))
+        header.pop("__metadata__", None)
+        return {name: _entry(file, name, entry, length + 8, size) for name, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"cannot read {file}: {error}; {_AGAIN}") from error
+
+
+def _entry(file: Path, name: str, entry: Mapping[str, Any], base: int, size: int) -> Stored:
+    shape = tuple(int(dim) for dim in entry["shape"])
+    start, end = (int(offset) for offset in entry["data_offsets"])
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"{name} has dtype {entry['dtype']}; {', '.join(_DTYPES)} are read")
+    count = int(np.prod(shape, dtype=np.int64))
+    if min(shape, default=0) < 0 or end - start != count * np.dtype(_DTYPES[entry["dtype"]]).itemsize:
+        raise ValueError(f"{name} has not the bytes that its shape needs")
+    if start < 0 or base + end > size:
+        raise ValueError(f"{name} lies past the end of the file")
+    return Stored(file, entry["dtype"], shape, base + start, count)
+
+
+def _read_shards(index: Path) -> dict[str, Stored]:
+    try:
+        places = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BundleError(f"cannot read {index}: {error}; {_AGAIN}") from error
+    shards: dict[str, dict[str, Stored]] = {}
+    for shard in sorted(set(places.values())):
+        if Path(shard).name != shard or not (index.parent / shard).is_file():
+            raise BundleError(f"{index} names {shard}, which is not beside it; {_AGAIN}")
+        shards[shard] = read_header(index.parent / shard)
+    for name, shard in places.items():
+        if name not in shards[shard]:
+            raise BundleError(f"{index.parent / shard} lacks {name}, which {index.name} says it holds; {_AGAIN}")
+    return {name: shards[shard][name] for name, shard in places.items()}
+
+
+def _variant(file: Path) -> bool:
+    return ".fp16" in file.name or ".bf16" in file.name
+
+
+def _plain_first(files: Any) -> list[Path]:
+    return sorted(files, key=lambda file: (_variant(file), file.name))

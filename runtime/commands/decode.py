@@ -1,0 +1,53 @@
+"""``reelquant decode``: latents that were kept become a clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, THREADS, TILED, print_json, shown
+from reelquant.runtime.latents import SavedLatents
+from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.progress import Progress
+from reelquant.runtime.video import check_output
+
+
+@click.command()
+@BUNDLE
+@click.argument("latents", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="FILE.mp4, .gif, .png or .npy")
+@TILED
+@ENGINE
+@THREADS
+@QUIET
+@JSON
+def decode(
+    bundle: Path,
+    latents: Path,
+    output: Path,
+    tiled: bool,
+    engine: str,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Decode LATENTS, a file of `generate --latents`, with BUNDLE's VAE. The clip is the one that generate makes."""
+    check_output(output)
+    saved = SavedLatents.load(latents)
+    pipeline = load_pipeline(bundle, engine, threads, tiled=tiled)
+    with Progress(shown(quiet)) as progress:
+        clip = pipeline.decode_saved(saved, progress)
+    clip.save(output)
+    seconds = pipeline.timer.seconds.get("decode", 0.0)
+    if as_json:
+        print_json(
+            {
+                "clip": str(output),
+                "frames": len(clip.frames),
+                "seconds": round(seconds, 4),
+                "sha256_frames": clip.sha256,
+            }
+        )
+    else:
+        click.echo(f"{output}: {len(clip.frames)} frames, {seconds:.1f} s")

@@ -1,0 +1,58 @@
+"""``reelquant embed``: prompts' embeddings ahead of time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, THREADS, print_json, shown
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.progress import Progress
+
+
+@click.command()
+@BUNDLE
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("prompts", nargs=-1)
+@click.option("--file", "listed", type=click.Path(path_type=Path), help="A text file with one prompt a line.")
+@ENGINE
+@THREADS
+@QUIET
+@JSON
+def embed(
+    bundle: Path,
+    folder: Path,
+    prompts: tuple[str, ...],
+    listed: Path | None,
+    engine: str,
+    threads: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Compute the embeddings of PROMPTS, and of the empty one, into FOLDER, for generate --embeddings FOLDER."""
+    wanted = [*prompts, *(_read(listed) if listed else [])]
+    if not wanted:
+        raise BadInput("no prompts; give them as arguments, or a file of them with --file")
+    pipeline = load_pipeline(bundle, engine, threads, folder)
+    for prompt in wanted:  # all are checked before the first is computed
+        pipeline.tokenizer.encode(prompt)
+    with Progress(shown(quiet)) as progress, progress.stage("embed", len(wanted)) as advance:
+        for prompt in wanted:
+            pipeline.encode_prompt(prompt)
+            advance()
+    if as_json:
+        print_json({"folder": str(folder), "prompts": len(wanted), "seconds": pipeline.timer.seconds})
+    else:
+        click.echo(f"{folder}: {len(wanted)} prompts and the empty one")
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"cannot read the prompts in {path}: {error}; give a text file with one prompt a line"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]

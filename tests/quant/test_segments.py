@@ -1,0 +1,56 @@
+"""A graph cut at its blocks computes what it did, and each part holds its own block's weights alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from reelquant.quant.segments import segments
+from reelquant.runtime.engine import Array, open_plan
+
+GRAPH = """<ir_version: 10, opset_import: ["" : 21]>
+main (float[n, 4] x, float[n, 4] more) => (float[n, 4] y)
+<float[4] w0 = {1, 2, 3, 4}, float[4] w1 = {2, 2, 2, 2}, float[4] w2 = {0.5, 1, 1, 1}, float[4] end = {3, 1, 1, 1}> {
+ early = Abs(more)
+ ["transformer_blocks.0.ff"] a = Mul(x, w0)
+ late = Neg(x)
+ ["transformer_blocks.1.ff"] b = Mul(a, w1)
+ ["transformer_blocks.1.ff/Add"] c = Add(b, early)
+ ["transformer_blocks.2.ff"] d = Mul(c, w2)
+ e = Add(d, late)
+ ["proj_out"] y = Mul(e, end)
+}"""
+
+
+@pytest.fixture
+def model() -> ir.Model:
+    """As traced graphs are, with every value's type."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(ir.from_onnx_text(GRAPH))))
+
+
+def test_segments_run_in_order_are_the_whole(model: ir.Model, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values: dict[str, Array] = {name: rng.standard_normal((3, 4), dtype=np.float32) for name in ("x", "more")}
+    ir.save(model, tmp_path / "whole.onnx")
+    wanted = open_plan("onnxruntime", tmp_path / "whole.onnx").run(values)["y"]
+    parts = list(segments(model))
+    assert len(parts) == 3
+    for number, part in enumerate(parts):
+        ir.save(part, tmp_path / f"{number}.onnx")
+        values.update(open_plan("onnxruntime", tmp_path / f"{number}.onnx").run(values))
+    assert np.allclose(values["y"], wanted, rtol=1e-6)
+
+
+def test_a_segment_holds_its_own_weights(model: ir.Model) -> None:
+    assert [sorted(part.graph.initializers) for part in segments(model)] == [["w0"], ["w1"], ["end", "w2"]]
+
+
+def test_a_graph_without_blocks_is_one_segment() -> None:
+    model = ir.from_onnx_text(GRAPH.replace("transformer_blocks", "other"))
+    (part,) = segments(model)
+    assert {value.name for value in part.graph.inputs} == {"x", "more"}
+    assert [node.op_type for node in part.graph] == [node.op_type for node in model.graph]

@@ -1,0 +1,171 @@
+"""Every public variant, with all its own switches, against its diffusers fp32 pipeline: reduced width, two steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.random_checkpoint import write_checkpoint
+from benchmarks.variants import VARIANTS
+from demo.fidelity import psnr
+from reelquant.export.parity import relative_l2
+from reelquant.export.trace_bundle import trace_bundle
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.images import from_model
+from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.vae import VaeDecoder
+
+STEPS = 2
+PROMPT = "a girl in a red coat walks through the snow"
+TOLERANCE = 1e-3  # relative L2 of the final latents
+
+
+@dataclass(frozen=True)
+class Case:
+    variant: str
+    frames: int
+    height: int = 64
+    width: int = 96
+
+
+# The trained size and another, wherever the variant allows one; learned positions hold for 49 frames alone.
+CASES = [
+    Case("cogvideox-2b", 49),
+    Case("cogvideox-2b", 9, 48, 80),
+    Case("cogvideox-5b", 9),
+    Case("cogvideox-5b", 17, 48, 80),
+    Case("cogvideox-5b-i2v", 49),
+    Case("cogvideox-5b-i2v", 9),
+    Case("cogvideox1.5-5b", 17),
+    Case("cogvideox1.5-5b", 33, 48, 80),
+    Case("cogvideox1.5-5b-i2v", 17),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """``made("cogvideox-2b")``: a reduced random checkpoint and its fp32 bundle."""
+    folder = tmp_path_factory.mktemp("variants")
+
+    @cache
+    def make(name: str) -> tuple[Path, Bundle]:
+        write_checkpoint(folder / name, VARIANTS[name].reduced())
+        return folder / name, trace_bundle(str(folder / name), folder / f"{name}-fp32")
+
+    return make
+
+
+def reference(checkpoint: Path, case: Case, noise: NDArray[np.float32], image: NDArray[np.uint8] | None) -> Any:
+    name = diffusers.DiffusionPipeline.load_config(checkpoint)["_class_name"]
+    pipeline = getattr(diffusers, name).from_pretrained(checkpoint, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return (
+        pipeline(
+            prompt=PROMPT,
+            height=case.height,
+            width=case.width,
+            num_frames=case.frames,
+            num_inference_steps=STEPS,
+            latents=torch.from_numpy(noise)[None],
+            generator=torch.Generator().manual_seed(5),
+            output_type="latent",
+            **({} if image is None else {"image": Image.fromarray(image)}),
+        )
+        .frames[0]
+        .numpy()
+    )
+
+
+VIDEO_CASES = [Case("cogvideox-2b", 9, 48, 80), Case("cogvideox-5b", 17)]
+
+
+@pytest.mark.parametrize("case", VIDEO_CASES, ids=lambda case: case.variant)
+def test_video_to_video_is_diffusers(case: Case, made: Any) -> None:
+    """Half of four steps, from a clip larger than asked for, so that it is resized and cut."""
+    checkpoint, bundle = made(case.variant)
+    clip = np.random.default_rng(4).integers(0, 256, (case.frames, 2 * case.height, 2 * case.width, 3), np.uint8)
+    text = diffusers.CogVideoXPipeline.from_pretrained(checkpoint, dtype=torch.float32)
+    pipeline = diffusers.CogVideoXVideoToVideoPipeline(**text.components)
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = (
+        pipeline(
+            prompt=PROMPT,
+            video=[Image.fromarray(frame) for frame in clip],
+            height=case.height,
+            width=case.width,
+            num_inference_steps=2 * STEPS,
+            strength=0.5,
+            generator=torch.Generator().manual_seed(5),
+            output_type="latent",
+        )
+        .frames[0]
+        .numpy()
+    )
+
+    frames, height, width = (case.frames - 1) // 4 + 1, case.height // 8, case.width // 8
+    generator = torch.Generator().manual_seed(5)
+    posterior = torch.randn((1, 16, frames, height, width), generator=generator)[0].transpose(0, 1).numpy()
+    noise, *steps = (torch.randn((1, frames, 16, height, width), generator=generator)[0].numpy() for _ in range(3))
+    request = Request(
+        PROMPT, video=clip, strength=0.5, steps=2 * STEPS, frames=case.frames, height=case.height, width=case.width,
+        seed=0, latents=noise, image_noise=np.ascontiguousarray(posterior), step_noise=tuple(steps),
+    )  # fmt: skip
+    ours = Pipeline(bundle, "onnxruntime")
+    assert relative_l2(ours.sample(request, ours.settings(request)), wanted) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.variant}-{case.frames}x{case.height}x{case.width}")
+def test_a_variant_is_its_diffusers_pipeline(case: Case, made: Any) -> None:
+    checkpoint, bundle = made(case.variant)
+    rng = np.random.default_rng(3)
+    pair = bundle.manifest.geometry.patch_t
+    frames = -(-((case.frames - 1) // 4 + 1) // pair) * pair
+    shape = (frames, 16, case.height // 8, case.width // 8)
+    noise = rng.standard_normal(shape, dtype=np.float32)
+    image = rng.integers(0, 256, (case.height, case.width, 3), np.uint8) if case.variant.endswith("i2v") else None
+
+    # The draws of diffusers' generator, in its order: the image's posterior, then one for each step.
+    generator = torch.Generator().manual_seed(5)
+    image_noise = (
+        torch.randn((1, 16, 1, *shape[2:]), generator=generator)[:, :, 0].numpy() if image is not None else None
+    )
+    step_noise = tuple(torch.randn((1, *shape), generator=generator)[0].numpy() for _ in range(STEPS))
+
+    request = Request(
+        PROMPT, image, steps=STEPS, frames=case.frames, height=case.height, width=case.width, seed=0,
+        latents=noise, image_noise=image_noise, step_noise=step_noise,
+    )  # fmt: skip
+    pipeline = Pipeline(bundle, "onnxruntime")
+    latents = pipeline.sample(request, pipeline.settings(request))
+    wanted = reference(checkpoint, case, noise, image)
+    assert relative_l2(latents, wanted[-len(latents) :]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("size", [(96, 160), (112, 144), (48, 208)])
+def test_tiled_decode_is_diffusers_tiled_decode(size: tuple[int, int], made: Any) -> None:
+    """Frames of one tile and a bit, of two and a bit, and of one row of tiles."""
+    checkpoint, bundle = made("cogvideox-2b")
+    vae = diffusers.AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
+    vae.enable_tiling()
+    latents = np.random.default_rng(1).standard_normal((5, 16, size[0] // 8, size[1] // 8), dtype=np.float32)
+    with torch.no_grad():
+        z = torch.from_numpy(latents).permute(1, 0, 2, 3)[None] / vae.config.scaling_factor
+        wanted = vae.decode(z).sample.numpy()
+    steps: list[None] = []
+    decoder = VaeDecoder(bundle, "onnxruntime", tiled=True)
+    chunks = list(decoder.decode(latents, lambda: steps.append(None)))
+    assert [chunk.shape[2] for chunk in chunks] == [9, 8] and len(steps) == decoder.chunks(latents)
+    found = np.concatenate(chunks, axis=2)
+    assert found.shape == wanted.shape
+    assert psnr(from_model(found), from_model(wanted)) >= 40
+    whole = np.concatenate(list(VaeDecoder(bundle, "onnxruntime").decode(latents)), axis=2)
+    assert relative_l2(found, wanted) <= 1e-4 < relative_l2(whole, wanted)

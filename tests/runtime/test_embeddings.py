@@ -1,0 +1,67 @@
+"""Kept embeddings give the same bits without the text encoder, and belong to one encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.pipeline import Pipeline, Request
+from tests.command_line import refused, run
+from tests.conftest import TinyBundleMaker
+
+Capture = pytest.CaptureFixture[str]
+PROMPT = "a red circle"
+
+
+class NoEncoder:
+    inputs = outputs = ()
+
+    def run(self, feeds: object) -> dict[str, NDArray[np.float32]]:
+        raise AssertionError("the text encoder was run")
+
+
+def test_embeddings_are_kept_and_used(
+    tiny_bundle: TinyBundleMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle("t2v")
+    plain = Pipeline(bundle).generate(Request(PROMPT, seed=1))
+    first = Pipeline(bundle, embeddings=tmp_path).generate(Request(PROMPT, seed=1))
+    assert len(list(tmp_path.glob("*.npy"))) == 2  # the prompt's and the empty one's
+    later = Pipeline(bundle, embeddings=tmp_path)
+    later._loaded["text_encoder"] = NoEncoder()
+    assert later.generate(Request(PROMPT, seed=1)).sha256 == first.sha256 == plain.sha256
+    with pytest.raises(AssertionError, match="was run"):
+        later.generate(Request("a blue circle", seed=1))
+
+
+def test_another_encoder_or_engine_does_not_take_them(tiny_bundle: TinyBundleMaker, tmp_path: Path) -> None:
+    for engine in ("openvino", "onnxruntime"):
+        Pipeline(tiny_bundle("t2v"), engine, embeddings=tmp_path).encode_prompt(PROMPT)
+    assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_the_command(tiny_bundle: TinyBundleMaker, tmp_path: Path, capfd: Capture) -> None:
+    bundle, listed, folder = tiny_bundle("t2v").path, tmp_path / "prompts.txt", tmp_path / "embeddings"
+    listed.write_text("a red circle\n\na green square\n")
+    assert run(capfd, "embed", bundle, folder, "a blue cross", "--file", listed).code == 0
+    assert len(list(folder.glob("*.npy"))) == 4
+    out = tmp_path / "a.npy"
+    assert run(capfd, "generate", bundle, "a blue cross", "-o", out, "--embeddings", folder, "--seed", 1).code == 0
+    assert "no prompts; give them as arguments" in refused(capfd, tmp_path, "embed", bundle, folder)
+    missing = tmp_path / "none.txt"
+    assert "cannot read the prompts in" in refused(capfd, tmp_path, "embed", bundle, folder, "--file", missing)
+    too_long = " ".join(["red"] * 30)
+    assert "this model reads" in refused(capfd, tmp_path, "embed", bundle, folder, "red", too_long)
+
+
+def test_a_damaged_embedding_is_named(tiny_bundle: TinyBundleMaker, tmp_path: Path) -> None:
+    pipeline = Pipeline(tiny_bundle("t2v"), embeddings=tmp_path)
+    pipeline.encode_prompt(PROMPT)
+    for file in tmp_path.glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(BadInput, match="is damaged .*; remove it, and it is made again"):
+        pipeline.encode_prompt(PROMPT)
