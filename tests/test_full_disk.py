@@ -84,7 +84,18 @@ def ready(tiny_bundle: TinyBundleMaker, tmp_path: Path, capfd: pytest.CaptureFix
 
 
 def test_generate(ready: Path, tiny_bundle: TinyBundleMaker) -> None:
-    request = ["generate", tiny_bundle("t2v").path, "a red circle", "--seed", 1, "--frames", 49, "--size", "96x96", "-o"]
+    request = [
+        "generate",
+        tiny_bundle("t2v").path,
+        "a red circle",
+        "--seed",
+        1,
+        "--frames",
+        49,
+        "--size",
+        "96x96",
+        "-o",
+    ]
     assert attempts([4, 8, 2048], None, *([*request, f"/mnt/a{suffix}"] for suffix in (".mp4", ".npy"))) == (4, 2)
 
 
