@@ -29,7 +29,8 @@ def ours(checkpoint: Path, out: Path) -> None:
     from reelquant.export.checkpoint import Checkpoint
     from reelquant.export.trace_bundle import trace_component
 
-    trace_component(Checkpoint.open(str(checkpoint)), "transformer", out)
+    # Not open(), which asks for the other networks' weights too.
+    trace_component(Checkpoint(checkpoint, checkpoint.name), "transformer", out)
 
 
 def plain(checkpoint: Path, out: Path) -> None:
@@ -77,8 +78,9 @@ def measure(which: str, checkpoint: Path, out: Path) -> dict[str, Any]:
     if done.returncode == 0:
         found["peak_rss_bytes"] = int(done.stdout.split()[-1])
     else:
-        lines = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]
-        found |= {"peak_rss_bytes": None, "error": lines[-1][:300]}
+        said = [line for line in done.stderr.splitlines() if line.split(":")[0].endswith(("Error", "Exception"))]
+        last = said[-1] if said else f"ended with {done.returncode}"
+        found |= {"peak_rss_bytes": None, "error": last[:300]}
     shutil.rmtree(out, ignore_errors=True)
     return found
 
