@@ -20,7 +20,7 @@ from reelquant.export.trace import trace
 from reelquant.export.weights import open_weights
 from reelquant.quant.graph_files import save_graphs
 from reelquant.quant.stats import graph_stats
-from reelquant.runtime.atomic import partial_folder
+from reelquant.runtime.atomic import npy_bytes, partial_folder
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
 from reelquant.runtime.manifest import Component, Defaults, Manifest
 from reelquant.runtime.positions import LEARNED, check_positions
@@ -107,6 +107,12 @@ def _reads_no_weight(node: ir.Node) -> bool | None:
 
 
 def trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Component:
+    """Trace one network into ``folder/name``, and check each of its graphs against torch.
+
+    Raises:
+        BundleError: its weights do not fit its config.
+        AccuracyError: a graph differs from torch.
+    """
     from onnxscript.optimizer import optimize_ir
 
     models: dict[str, ir.Model] = {}
@@ -115,7 +121,7 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Componen
     for graph in graphs:
         model = trace(graph.spec, graph.samples[0])
         before = sum(1 for _ in model.graph)
-        attach_weights(model, graph.spec.weights())
+        attached = attach_weights(model, graph.spec.weights())
         transposed = fold_transposed_weights(model)
         with np.errstate(divide="ignore", invalid="ignore"):  # T5's folded position buckets take the log of 0
             optimize_ir(model, should_fold=_reads_no_weight)
@@ -123,6 +129,7 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Componen
         passes[graph.spec.name] = {
             "traced_nodes": before,
             "folded_nodes": before - sum(1 for _ in model.graph),
+            "attached_weights": attached,
             "transposed_weights": transposed,
             "named_weights": named,
         }
@@ -140,4 +147,4 @@ def _write_learned_positions(checkpoint: Checkpoint, folder: Path) -> None:
     """CogVideoX-5b-I2V's positions, float32 [text_tokens + video_tokens, width], which the runtime maps into memory."""
     if checkpoint.config("transformer").get("use_learned_positional_embeddings"):
         stored = open_weights(checkpoint.path / "transformer")["patch_embed.pos_embedding"]
-        np.save(folder / LEARNED, stored.read()[0])
+        (folder / LEARNED).write_bytes(npy_bytes(stored.read()[0]))

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput
 
@@ -117,3 +122,10 @@ def _explained(error: OSError, path: Path) -> Exception:
     if error.errno in refused:
         return BadInput(f"cannot write {path}: {error.strerror}; choose another place")
     return error
+
+
+def npy_bytes(array: NDArray[Any]) -> memoryview:
+    """An ``.npy`` file's bytes, made in memory: writing to a file itself, numpy reports a full disk without its errno."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getbuffer()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.runtime.atomic import partial_file
+from reelquant.runtime.atomic import npy_bytes, partial_file
 from reelquant.runtime.errors import BadInput
 
 Floats = NDArray[np.float32]
@@ -50,10 +50,8 @@ class EmbeddingCache:
         Raises:
             BadInput: the folder cannot be written, or the disk is full.
         """
-        buffer = io.BytesIO()
-        np.save(buffer, embedding, allow_pickle=False)
         with partial_file(self.path(ids)) as temporary:
-            temporary.write_bytes(buffer.getbuffer())
+            temporary.write_bytes(npy_bytes(embedding))
 
     def path(self, ids: NDArray[np.int64]) -> Path:
         key = hashlib.sha256(self.encoder.encode() + ids.astype("<i8").tobytes()).hexdigest()

@@ -119,8 +119,6 @@ class Pipeline:
             raise BadInput(f"{self.bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
         skip = 0
         if request.video is not None:
-            if request.image is not None:
-                raise BadInput("a clip starts from an image or from a video, not from both; leave out one")
             if not 0 <= request.strength <= 1 or int(steps * request.strength) < 1:
                 raise BadInput(
                     f"strength {request.strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8"

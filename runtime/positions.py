@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.rope import rotary_tables
+from reelquant.runtime.rope import check_grid, rotary_tables
 
 Table = NDArray[np.float32]
 LEARNED = "positions.npy"
@@ -53,8 +53,7 @@ def check_positions(config: Mapping[str, Any], height: int, width: int) -> None:
             f"this model learned positions for latents of {high}x{wide} alone, and not for {height}x{width}: "
             "make the clip at its own size, and crop or scale it afterwards"
         )
-    if config.get("patch_size_t") and high and wide and (height > high or width > wide):
-        raise BadInput(f"latents of {height}x{width} exceed this model's {high}x{wide}; use a smaller size")
+    check_grid(config, height, width)
 
 
 def adds_positions(config: Mapping[str, Any]) -> bool:

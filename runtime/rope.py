@@ -43,9 +43,7 @@ def rotary_tables(
     else:
         frames = -(-latent_frames // patch_t)
         rows, columns = (np.arange(cells, dtype=np.float32) for cells in grid)
-        if grid[0] > trained[0] or grid[1] > trained[1]:
-            most = f"{trained[0] * patch}x{trained[1] * patch}"
-            raise BadInput(f"latents of {latent_height}x{latent_width} exceed this model's {most}; use a smaller size")
+        check_grid(config, latent_height, latent_width)
 
     shape = frames, *grid
     angles = np.concatenate(
@@ -57,6 +55,19 @@ def rotary_tables(
         axis=-1,
     ).reshape(-1, head // 2)
     return np.repeat(np.cos(angles), 2, axis=1), np.repeat(np.sin(angles), 2, axis=1)
+
+
+def check_grid(config: Mapping[str, Any], latent_height: int, latent_width: int) -> None:
+    """Hold latents against the grid that a 1.5 checkpoint counts in; 1.0 stretches its own over any.
+
+    Raises:
+        BadInput: they are larger.
+    """
+    most = int(config.get("sample_height") or 0), int(config.get("sample_width") or 0)
+    if config.get("patch_size_t") and (latent_height > most[0] or latent_width > most[1]):
+        raise BadInput(
+            f"latents of {latent_height}x{latent_width} exceed this model's {most[0]}x{most[1]}; use a smaller size"
+        )
 
 
 def _stretched(grid: tuple[int, int], trained: tuple[int, int]) -> tuple[Table, Table]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from reelquant.runtime.atomic import partial_file
+from reelquant.runtime.atomic import npy_bytes, partial_file
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.images import readable_file
 
@@ -154,10 +153,7 @@ def _write_png(clip: Clip, path: Path, comment: str) -> None:
 
 
 def _write_npy(clip: Clip, path: Path, comment: str) -> None:
-    # Through memory: writing to a file itself, numpy reports a full disk without its errno.
-    buffer = io.BytesIO()
-    np.save(buffer, clip.frames, allow_pickle=False)
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(npy_bytes(clip.frames))
 
 
 def _read_npy(path: Path) -> Clip:

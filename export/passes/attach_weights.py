@@ -27,13 +27,10 @@ def attach_weights(model: ir.Model, weights: Mapping[str, Stored]) -> int:
         stored = weights.get(name)
         if stored is None:
             raise ValueError(f"the trace made the constant {name} from weights, which are not there while tracing")
-        value.const_value = lazy(stored, name)
+        shape = ir.Shape(stored.shape)
+        value.const_value = ir.LazyTensor(partial(_read, stored, name), ir.DataType.FLOAT, shape, name=name)
         attached += 1
     return attached
-
-
-def lazy(stored: Stored, name: str) -> ir.LazyTensor:
-    return ir.LazyTensor(partial(_read, stored, name), ir.DataType.FLOAT, ir.Shape(stored.shape), name=name)
 
 
 def fold_transposed_weights(model: ir.Model) -> int:
