@@ -11,6 +11,7 @@ ENGINE ?= openvino
 SIZE ?=
 FRAMES ?=
 DATA ?= general
+TEXT_WEIGHTS ?= fp32
 
 TASKS := t2v i2v
 PRECISIONS := fp32 int8 fp8
@@ -22,7 +23,7 @@ PROMPT_i2v := a blue triangle moves up on a grey background
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|int8|fp8 ENGINE=openvino|onnxruntime SIZE=480x720 FRAMES=49 DATA=set"
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|int8|fp8 ENGINE=openvino|onnxruntime SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
 $(READY): pyproject.toml constraints.txt
@@ -35,7 +36,7 @@ export: $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),export-$(task)
 	@echo && ls -l build/clips
 else
 export: $(READY)
-	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data $(DATA) --replace \
+	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data $(DATA) --replace --text-weights $(TEXT_WEIGHTS) \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES))
 endif
 

@@ -3,8 +3,9 @@
     python -m benchmarks.export_memory --like cogvideox-5b --json
 
 Each runs in a process of its own, on the same random checkpoint (kept in --work, so that a second run has it). Ours
-includes the parity check against torch. The plain one may use all the memory that is free when it starts, less 1 GB:
-beyond that its allocations fail, instead of the machine.
+includes the parity check against torch. ``plain`` makes the same float32 graph, ``plain_16bit`` one in the dtype that
+the checkpoint is stored in. The plain ones may use all the memory that is free when they start, less 1 GB: beyond that
+their allocations fail, instead of the machine.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS
 
 SPARE = 1 << 30
+_WHICH = ("ours", "plain", "plain_16bit")
 
 
 def ours(checkpoint: Path, out: Path) -> None:
@@ -33,7 +35,11 @@ def ours(checkpoint: Path, out: Path) -> None:
     trace_component(Checkpoint(checkpoint, checkpoint.name), "transformer", out)
 
 
-def plain(checkpoint: Path, out: Path) -> None:
+def plain_16bit(checkpoint: Path, out: Path) -> None:
+    plain(checkpoint, out, stored=True)
+
+
+def plain(checkpoint: Path, out: Path, stored: bool = False) -> None:
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     resource.setrlimit(resource.RLIMIT_DATA, (free - SPARE, free - SPARE))
@@ -41,25 +47,20 @@ def plain(checkpoint: Path, out: Path) -> None:
     from diffusers import CogVideoXTransformer3DModel
 
     from reelquant.export.graphs import SAMPLES, transformer_inputs
+    from reelquant.export.modules import Transformer
+    from reelquant.export.weights import open_weights
 
-    # In the stored dtype, which is half of float32: the most that a plain export can do for its memory.
-    module: Any = CogVideoXTransformer3DModel.from_pretrained(checkpoint / "transformer", torch_dtype="auto").eval()
-    inputs = transformer_inputs(dict(module.config), SAMPLES[0])
-    rotary = tuple(
-        inputs[name][module.config.max_text_seq_length :] for name in ("rotary_cos", "rotary_sin") if name in inputs
-    )
-    latents = [inputs[name].to(module.dtype) for name in ("latents", "image_latents") if name in inputs]
-    arguments = {
-        "hidden_states": torch.cat(latents, 2),
-        "encoder_hidden_states": inputs["text"].to(module.dtype),
-        "timestep": inputs["timestep"],
-        "image_rotary_emb": rotary or None,
-        "ofs": inputs.get("ofs"),
-        "return_dict": False,
+    dtypes = {"F16": torch.float16, "BF16": torch.bfloat16}
+    folder = checkpoint / "transformer"
+    dtype = dtypes[next(iter(open_weights(folder).values())).dtype] if stored else torch.float32
+    loaded: Any = CogVideoXTransformer3DModel.from_pretrained(folder, torch_dtype=dtype)
+    inputs = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in transformer_inputs(dict(loaded.config), SAMPLES[0]).items()
     }
     out.mkdir(parents=True)
     with torch.no_grad():
-        program = torch.onnx.export(module, (), kwargs=arguments, dynamo=True, opset_version=21)
+        program = torch.onnx.export(Transformer(loaded).eval(), (), kwargs=inputs, dynamo=True, opset_version=21)
     assert program is not None
     program.save(str(out / "model.onnx"), external_data=True)
 
@@ -100,13 +101,13 @@ def main() -> None:
     if not (checkpoint / "model_index.json").exists():  # written last
         shutil.rmtree(checkpoint, ignore_errors=True)
         write_checkpoint(checkpoint, variant, only=("transformer",))
-    found = {which: measure(which, checkpoint, arguments.work / f"{name}-{which}") for which in ("ours", "plain")}
+    found = {which: measure(which, checkpoint, arguments.work / f"{name}-{which}") for which in _WHICH}
     if arguments.json:
         print(json.dumps(found))
     else:
         for which, row in found.items():
             peak = "-" if row["peak_rss_bytes"] is None else f"{row['peak_rss_bytes'] / 1e9:.2f} GB"
-            print(f"{which:6} {peak:>9} {row['seconds']:8.1f} s  {row.get('error', '')}")
+            print(f"{which:11} {peak:>9} {row['seconds']:8.1f} s  {row.get('error', '')}")
 
 
 if __name__ == "__main__":

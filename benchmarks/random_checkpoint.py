@@ -36,14 +36,24 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def write_checkpoint(
-    out: Path, variant: Variant, seed: int = 0, only: tuple[str, ...] = tuple(_NETWORKS), shard: int = _SHARD
+    out: Path,
+    variant: Variant,
+    seed: int = 0,
+    only: tuple[str, ...] = tuple(_NETWORKS),
+    shard: int = _SHARD,
+    sparse: bool = False,
 ) -> None:
-    """Write ``variant`` to the new folder ``out``; ``only`` names the networks that get weights."""
+    """Write ``variant`` to the new folder ``out``; ``only`` names the networks that get weights.
+
+    With ``sparse``, weights are zeros that take no disk, for what looks at names and shapes alone.
+    """
     configs = {"transformer": variant.transformer, "vae": variant.vae, "text_encoder": variant.text_encoder}
     for folder, config in configs.items():
         _write_json(out / folder / "config.json", config)
         if folder in only:
-            _write_weights(out / folder, _NETWORKS[folder], _shapes(folder, config), variant.dtype, seed, shard)
+            _write_weights(
+                out / folder, _NETWORKS[folder], _shapes(folder, config), variant.dtype, None if sparse else seed, shard
+            )
     _write_json(out / "scheduler" / "scheduler_config.json", variant.scheduler)
     _write_tokenizer(out / "tokenizer", variant.text_encoder["vocab_size"])
     parts = {
@@ -84,7 +94,7 @@ def _shapes(folder: str, config: Mapping[str, Any]) -> Shapes:
     return shapes
 
 
-def _write_weights(folder: Path, stem: str, shapes: Shapes, dtype: str, seed: int, limit: int) -> None:
+def _write_weights(folder: Path, stem: str, shapes: Shapes, dtype: str, seed: int | None, limit: int) -> None:
     shards = list(_split(shapes, _DTYPES[dtype].itemsize, limit))
     places: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
@@ -113,7 +123,7 @@ def _split(shapes: Shapes, itemsize: int, limit: int) -> Iterator[list[str]]:
     yield names
 
 
-def _write_shard(path: Path, shapes: Shapes, dtype: str, seed: int) -> None:
+def _write_shard(path: Path, shapes: Shapes, dtype: str, seed: int | None) -> None:
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + math.prod(shape) * _DTYPES[dtype].itemsize
@@ -122,6 +132,9 @@ def _write_shard(path: Path, shapes: Shapes, dtype: str, seed: int) -> None:
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
+        if seed is None:
+            file.truncate(8 + len(text) + end)
+            return
         for name, shape in shapes.items():
             rng = np.random.default_rng([seed, *name.encode()])
             file.write(draw(name, shape, rng).astype(_DTYPES[dtype]).tobytes())

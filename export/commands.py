@@ -6,15 +6,27 @@ from pathlib import Path
 
 import click
 
+from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
 from reelquant.export.road import ExportPlan, export_checkpoint
-from reelquant.export.trace_bundle import trace_bundle
+from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibrate import CalibrationPlan
 from reelquant.quant.commands import OUT, PROMPTS, REPLACE, SEED, STEPS
+from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import ENGINE, JSON, QUIET, print_json, shown, size_option
+from reelquant.runtime.engine import check_engine
 from reelquant.runtime.progress import Progress
+from reelquant.runtime.sizes import Size
 
 CHECKPOINT = click.argument("checkpoint")
 SIZE = size_option("Default size of the clips [default: the checkpoint's].")
+TEXT_WEIGHTS = click.option(
+    "--text-weights",
+    type=click.Choice(STORAGES),
+    default=ExportPlan.text_weights,
+    show_default=True,
+    help="How the text encoder's weights are stored; it computes in fp32.",
+)
 FRAMES = click.option("--frames", type=int, help="Default number of frames [default: the checkpoint's].")
 
 
@@ -25,11 +37,14 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @ENGINE
 @SIZE
 @FRAMES
+@TEXT_WEIGHTS
 @click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
 @PROMPTS
 @STEPS
 @SEED
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
+@click.option("--tiled", is_flag=True, help="With --plan: for clips that are decoded in tiles.")
 @REPLACE
 @QUIET
 @JSON
@@ -40,17 +55,24 @@ def export(
     engine: str,
     size: tuple[int, int] | None,
     frames: int | None,
+    text_weights: str,
     data: str,
     prompts: int,
     steps: int,
     seed: int,
     work: Path | None,
+    only_plan: bool,
+    tiled: bool,
     replace: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
-    plan = ExportPlan(precision, engine, size, frames, data, CalibrationPlan(prompts, steps, seed))
+    plan = ExportPlan(precision, engine, size, frames, text_weights, data, CalibrationPlan(prompts, steps, seed))
+
+    if only_plan:
+        _print_plan(checkpoint, out, plan, tiled, as_json)
+        return
 
     def say(text: str) -> None:
         if not quiet:
@@ -78,11 +100,25 @@ def export(
         click.echo(f"{out}: {manifest.task}, {manifest.precision}, {size_mb:.1f} MB, ready for {engine}")
 
 
+def _print_plan(source: str, out: Path, plan: ExportPlan, tiled: bool, as_json: bool) -> None:
+    checkpoint = Checkpoint.open(source)
+    defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
+    size = Size(defaults.frames, defaults.height, defaults.width)
+    choices = Choices(size, plan.precision, plan.text_weights, check_engine(plan.engine), tiled)
+    needs = make_plan(checkpoint, defaults, choices)
+    if as_json:
+        print_json(needs.as_json())
+    else:
+        click.echo("\n".join(describe(needs)))
+    refuse_what_cannot_fit(checkpoint, out, defaults, needs)
+
+
 @click.command()
 @CHECKPOINT
 @OUT
 @SIZE
 @FRAMES
+@TEXT_WEIGHTS
 @REPLACE
 @QUIET
 @JSON
@@ -91,13 +127,14 @@ def trace(
     out: Path,
     size: tuple[int, int] | None,
     frames: int | None,
+    text_weights: str,
     replace: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Trace CHECKPOINT's networks, check each graph against torch, and write the fp32 bundle OUT."""
     with Progress(shown(quiet)) as progress:
-        bundle = trace_bundle(checkpoint, out, size, frames, replace, progress)
+        bundle = trace_bundle(checkpoint, out, size, frames, replace, progress, text_weights)
     parts = bundle.manifest.components
     if as_json:
         print_json({"bundle": str(out), "parity": {n: p.parity for n, p in parts.items()}, "digest": bundle.digest})

@@ -12,6 +12,7 @@ from torch import Tensor
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.modules import TextEncoder, Transformer, VaeDecoder, VaeEncoder
 from reelquant.export.network import Network
+from reelquant.export.text_weights import stored_as
 from reelquant.export.trace import GraphSpec, Inputs, cache_output, call
 from reelquant.runtime.positions import adds_positions
 
@@ -42,10 +43,10 @@ class Graph:
     samples: tuple[Inputs, ...]
 
 
-def component_graphs(checkpoint: Checkpoint, component: str) -> Iterator[Graph]:
+def component_graphs(checkpoint: Checkpoint, component: str, text_weights: str = "fp32") -> Iterator[Graph]:
     """Load one component's network and yield its graphs, in the order in which a stream runs them."""
     if component == "text_encoder":
-        yield _text_graph(checkpoint.network("text_encoder"), checkpoint.text_tokens)
+        yield _text_graph(stored_as(checkpoint.network("text_encoder"), text_weights), checkpoint.text_tokens)
     elif component == "transformer":
         yield _transformer_graph(checkpoint.network("transformer"), checkpoint.config("transformer"))
     elif component == "vae_decoder":

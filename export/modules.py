@@ -49,10 +49,13 @@ class RotaryAttention:
         query, key = attn.norm_q(query), attn.norm_k(key)
         if image_rotary_emb is not None:
             query, key = rotate(query, *image_rotary_emb), rotate(key, *image_rotary_emb)
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        mixed = attn.to_out[0](mixed)
+        mixed = attn.to_out[0](self.attend(query, key, value).transpose(1, 2).flatten(2))
         return mixed[:, text_tokens:], mixed[:, :text_tokens]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """softmax(Q·Kᵀ/√d)·V of [batch, heads, tokens, head_dim] each."""
+        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+        return scores.softmax(-1) @ value
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from reelquant.export.weights import Stored
+from reelquant.export.weights import Weight
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Network:
 
     module: nn.Module
     mode: FakeTensorMode
-    weights: Mapping[str, Stored]
+    weights: Mapping[str, Weight]
 
     @contextmanager
     def streamed(self) -> Iterator[None]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from reelquant.export.graphs import Graph
-from reelquant.export.trace import call
-from reelquant.quant.graph_files import load_graph
-from reelquant.quant.segments import segments
-from reelquant.runtime.engine import Array, open_plan
+from reelquant.export.trace import GraphSpec, Inputs, call
+from reelquant.export.weights import Weight
+from reelquant.quant.blockwise import blockwise
 from reelquant.runtime.errors import AccuracyError
 
 TOLERANCE = {"fp32": 1e-4}  # relative L2; fp32 graphs differ from torch by the order of additions only
@@ -33,9 +33,11 @@ def check_parity(graph: Graph, path: Path, component: str, precision: str = "fp3
         AccuracyError: an output is further from torch than the precision's tolerance; the message names it.
     """
     worst = {"tensor": "", "relative_l2": -1.0, "sizes": len(graph.samples), "tolerance": TOLERANCE[precision]}
-    for inputs in graph.samples:
+    samples = [{name: value.numpy() for name, value in inputs.items()} for inputs in graph.samples]
+    with blockwise(path, "onnxruntime") as plan:
+        results = plan.run_all(samples)
+    for inputs, found in zip(graph.samples, results, strict=True):
         wanted = call(graph.spec, inputs)
-        found = run_by_blocks(path, {name: value.numpy() for name, value in inputs.items()})
         for tensor, value in wanted.items():
             error = relative_l2(found[tensor], value.numpy())
             if not error <= float(worst["relative_l2"]):  # type: ignore[arg-type]
@@ -49,15 +51,8 @@ def check_parity(graph: Graph, path: Path, component: str, precision: str = "fp3
     return worst
 
 
-def run_by_blocks(path: Path, values: dict[str, Array]) -> dict[str, Array]:
-    """Run a graph on ONNX Runtime one block at a time, each loaded only then; return all values that cross a cut."""
-    values = dict(values)
-    for number, segment in enumerate(segments(load_graph(path))):
-        file = path.with_name(f"{path.stem}.{number}.part")
-        try:
-            ir.save(segment, file)
-            plan = open_plan("onnxruntime", file)
-            values.update(plan.run(values))
-        finally:
-            file.unlink(missing_ok=True)
-    return values
+def weights_error(spec: GraphSpec, exact: Mapping[str, Weight], inputs: Inputs) -> float:
+    """Relative L2 of what ``spec``'s own weights give for ``inputs`` against what ``exact`` ones do."""
+    wanted = call(replace(spec, network=replace(spec.network, weights=exact)), inputs)
+    found = call(spec, inputs)
+    return max(relative_l2(found[name].numpy(), value.numpy()) for name, value in wanted.items())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.trace_bundle import bundle_defaults, tool_versions, trace_bundle
+from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_versions, trace_bundle
 from reelquant.quant.calibrate import CalibrationPlan, calibrate, hash_prompts
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.quantize import quantize_bundle
@@ -31,6 +31,7 @@ class ExportPlan:
     engine: str = DEFAULT_ENGINE
     size: tuple[int, int] | None = None
     frames: int | None = None
+    text_weights: str = "fp32"
     data: str = "general"
     calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
 
@@ -74,7 +75,7 @@ def export_checkpoint(
         data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
     if recipe is None and work is None:
         say(f"trace {source}")
-        bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress)
+        bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress, plan.text_weights)
         say(f"build for {plan.engine}")
         return build_bundle(bundle, plan.engine, progress=progress)
     with _work_folder(work, out) as folder:
@@ -105,6 +106,7 @@ def _traced(source: str, path: Path, plan: ExportPlan, say: Callable[[str], None
         if (
             manifest.source["files"] == checkpoint.hashes()
             and manifest.tools == tool_versions()
+            and text_storage(manifest) == plan.text_weights
             and manifest.defaults == bundle_defaults(checkpoint, plan.size, plan.frames)
         ):
             bundle.check_hashes()
@@ -113,7 +115,7 @@ def _traced(source: str, path: Path, plan: ExportPlan, say: Callable[[str], None
     except BundleError:
         pass  # nothing there, or half of something: made anew
     say(f"trace {source}")
-    return trace_bundle(source, path, plan.size, plan.frames, replace=True, progress=progress)
+    return trace_bundle(source, path, plan.size, plan.frames, True, progress, plan.text_weights)
 
 
 def _calibrated(

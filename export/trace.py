@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reelquant.export.modules import plain_convolutions
 from reelquant.export.network import Network
-from reelquant.export.weights import Stored
+from reelquant.export.weights import Weight
 
 OPSET = 21  # the newest at which TensorRT takes FP8 Q/DQ with 16-bit scales; Gelu is native from 20
 
@@ -35,7 +35,7 @@ class GraphSpec:
     axes: Mapping[str, Mapping[int, str]]
     outputs: tuple[str, ...]
 
-    def weights(self) -> dict[str, Stored]:
+    def weights(self) -> dict[str, Weight]:
         """The network's weights by the names that ``module``, which wraps it, has for them."""
         names = {id(parameter): name for name, parameter in self.network.module.named_parameters()}
         own = self.module.named_parameters(remove_duplicate=False)

@@ -8,17 +8,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.graphs import COMPONENTS, component_graphs
-from reelquant.export.parity import check_parity
+from reelquant.export.graphs import COMPONENTS, Graph, component_graphs
+from reelquant.export.parity import check_parity, weights_error
 from reelquant.export.passes.attach_weights import attach_weights, fold_transposed_weights
 from reelquant.export.passes.name_by_module import name_by_module
+from reelquant.export.passes.optimize import optimize
 from reelquant.export.trace import trace
 from reelquant.export.weights import open_weights
 from reelquant.quant.graph_files import save_graphs
+from reelquant.quant.passes.store_weights import store_weights
 from reelquant.quant.stats import graph_stats
 from reelquant.runtime.atomic import npy_bytes, partial_folder
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
@@ -38,10 +39,12 @@ def trace_bundle(
     frames: int | None = None,
     replace: bool = False,
     progress: Progress = SILENT,
+    text_weights: str = "fp32",
 ) -> Bundle:
     """Trace every network of a checkpoint, check each graph against torch, and write an fp32 bundle.
 
-    ``size`` (height, width) and ``frames`` become the bundle's defaults; its graphs serve every size.
+    ``size`` (height, width) and ``frames`` become the bundle's defaults; its graphs serve every size. The text
+    encoder's weights are stored as ``text_weights`` says: fp32, bf16 or int8.
 
     Raises:
         BundleError: the checkpoint cannot be used.
@@ -54,7 +57,7 @@ def trace_bundle(
         components = {}
         with progress.stage("trace", total=len(COMPONENTS)) as advance:
             for name in COMPONENTS:
-                components[name] = trace_component(checkpoint, name, folder)
+                components[name] = trace_component(checkpoint, name, folder, text_weights)
                 advance()
         # Its own save hides a full disk.
         (folder / TOKENIZER).write_text(checkpoint.tokenizer.to_str(pretty=True), encoding="utf-8")
@@ -87,6 +90,11 @@ def tool_versions() -> dict[str, str]:
     return {**versions, "exporter": digest.hexdigest()[:16]}
 
 
+def text_storage(manifest: Manifest) -> str:
+    """How a bundle stores its text encoder's weights."""
+    return str(manifest.components["text_encoder"].passes["main"]["store_weights"]["storage"])
+
+
 def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames: int | None) -> Defaults:
     """The sizes a bundle of this checkpoint renders at when nothing else is asked for: the trained ones, or the user's.
 
@@ -100,39 +108,32 @@ def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames
     return Defaults(**asdict(chosen), fps=16 if geometry.patch_t > 1 else 8)  # as their authors' examples save them
 
 
-def _reads_no_weight(node: ir.Node) -> bool | None:
-    """For the optimizer: never compute with a weight, which would load it; for all else by its own rules."""
-    weights = (value.const_value for value in node.inputs if value is not None)
-    return False if any(isinstance(weight, ir.LazyTensor) for weight in weights) else None
-
-
-def trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Component:
+def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weights: str = "fp32") -> Component:
     """Trace one network into ``folder/name``, and check each of its graphs against torch.
 
     Raises:
         BundleError: its weights do not fit its config.
         AccuracyError: a graph differs from torch.
     """
-    from onnxscript.optimizer import optimize_ir
-
     models: dict[str, ir.Model] = {}
     passes: dict[str, Any] = {}
-    graphs = list(component_graphs(checkpoint, name))
+    graphs = list(component_graphs(checkpoint, name, text_weights))
     for graph in graphs:
         model = trace(graph.spec, graph.samples[0])
-        before = sum(1 for _ in model.graph)
+        traced = sum(1 for _ in model.graph)
         attached = attach_weights(model, graph.spec.weights())
         transposed = fold_transposed_weights(model)
-        with np.errstate(divide="ignore", invalid="ignore"):  # T5's folded position buckets take the log of 0
-            optimize_ir(model, should_fold=_reads_no_weight)
+        folded = optimize(model)
         named = name_by_module(model, _PREFIX[name])
         passes[graph.spec.name] = {
-            "traced_nodes": before,
-            "folded_nodes": before - sum(1 for _ in model.graph),
+            "traced_nodes": traced,
+            "folded_nodes": folded,
             "attached_weights": attached,
             "transposed_weights": transposed,
             "named_weights": named,
         }
+        if name == "text_encoder":
+            passes[graph.spec.name]["store_weights"] = _store_weights(checkpoint, graph, model, text_weights)
         models[graph.spec.name] = model
     files = save_graphs(folder / name, models)
     return Component(
@@ -141,6 +142,15 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path) -> Componen
         passes=passes,
         parity={graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name) for graph in graphs},
     )
+
+
+def _store_weights(checkpoint: Checkpoint, graph: Graph, model: ir.Model, storage: str) -> dict[str, Any]:
+    """Let ``model`` store its weights as ``storage``; say of how many, and how far its outputs are from float32's."""
+    counts = store_weights(model, storage)
+    if storage == "fp32":
+        return {"storage": storage}
+    exact = checkpoint.network("text_encoder").weights
+    return {"storage": storage, **counts, "relative_l2": weights_error(graph.spec, exact, graph.samples[0])}
 
 
 def _write_learned_positions(checkpoint: Checkpoint, folder: Path) -> None:

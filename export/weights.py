@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import ml_dtypes
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BundleError
 
-_DTYPES: dict[str, Any] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-}
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AGAIN = "download the checkpoint again"
+
+
+class Weight(Protocol):
+    """A tensor that is read when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,30 @@ class Stored:
         Raises:
             BundleError: the file is shorter than its header says.
         """
+        dtype = _DTYPES[self.dtype]
         with self.file.open("rb") as file:
             file.seek(self.start)
-            values = np.fromfile(file, np.dtype(_DTYPES[self.dtype]), self.count)
-        if values.size != self.count:
+            data = np.fromfile(file, np.uint8, self.count * dtype.itemsize)
+        if data.size != self.count * dtype.itemsize:
             raise BundleError(f"{self.file} is cut short; {_AGAIN}")
-        return values.astype(np.float32, copy=False).reshape(self.shape)
+        # torch, whose conversion takes every core.
+        values: NDArray[np.float32] = torch.from_numpy(data).view(dtype).to(torch.float32).numpy()
+        return values.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Another weight, with its values rounded whenever they are read."""
+
+    weight: Weight
+    rounding: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    def read(self) -> NDArray[np.float32]:
+        return self.rounding(self.weight.read())
 
 
 def open_weights(folder: Path) -> dict[str, Stored]:
@@ -112,7 +134,7 @@ def _entry(file: Path, name: str, entry: Mapping[str, Any], base: int, size: int
     if entry["dtype"] not in _DTYPES:
         raise ValueError(f"{name} has dtype {entry['dtype']}; {', '.join(_DTYPES)} are read")
     count = int(np.prod(shape, dtype=np.int64))
-    if min(shape, default=0) < 0 or end - start != count * np.dtype(_DTYPES[entry["dtype"]]).itemsize:
+    if min(shape, default=0) < 0 or end - start != count * _DTYPES[entry["dtype"]].itemsize:
         raise ValueError(f"{name} has not the bytes that its shape needs")
     if start < 0 or base + end > size:
         raise ValueError(f"{name} lies past the end of the file")

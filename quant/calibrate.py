@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from reelquant.quant.blockwise import blockwise
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
@@ -27,8 +28,12 @@ from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.memory import available_memory
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.request import Request
+
+_SPARE = 2 << 30  # for activations and everything else
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,10 @@ class _Recorder:
 
 @contextmanager
 def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
-    """Load the transformer with observers; its graph is rewritten into a scratch folder, its weights are linked."""
+    """Load the transformer with observers; its graph is rewritten into a scratch folder, its weights are linked.
+
+    Where its weights would take most of the memory that is left, it runs one block at a time.
+    """
     path = bundle.graph("transformer", "main")
     bundle.check_hashes(lambda name: name.startswith("transformer/"))
     model = load_graph(path)
@@ -134,7 +142,17 @@ def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
         observed = folder / "observed.onnx"
         ir.save(model, observed)
         _link(path.parent / WEIGHTS, observed.parent / WEIGHTS)
-        yield _Recorder(open_plan(engine, observed))
+        if fits((path.parent / WEIGHTS).stat().st_size):
+            yield _Recorder(open_plan(engine, observed))
+        else:
+            with blockwise(observed, engine) as plan:
+                yield _Recorder(plan)
+
+
+def fits(weights: int) -> bool:
+    """Whether an engine can hold float32 ``weights`` (bytes) in memory here: it keeps them twice, read and repacked."""
+    available = available_memory()
+    return available is None or 2 * weights + _SPARE < available
 
 
 def _link(source: Path, target: Path) -> None:

@@ -15,8 +15,8 @@ from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.pipeline import MAX_STEPS
 from reelquant.runtime.progress import Progress
+from reelquant.runtime.request import MAX_STEPS
 
 OUT = click.argument("out", type=click.Path(path_type=Path))
 PROMPTS = click.option(

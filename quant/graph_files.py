@@ -115,5 +115,6 @@ def _write_safetensors(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> 
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(tensors[name].tobytes())
+            # A view, not tobytes(), which would copy the largest weights once more.
+            file.write(np.ascontiguousarray(tensors[name].numpy()).reshape(-1).view(np.uint8).data)
     return {name: (start + entry["data_offsets"][0], tensors[name].nbytes) for name, entry in header.items()}

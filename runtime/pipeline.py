@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,61 +16,24 @@ from reelquant.runtime.engine import DEFAULT_ENGINE, Plan, check_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.images import from_model, load_image, resized, to_model
 from reelquant.runtime.latents import SavedLatents
-from reelquant.runtime.positions import LEARNED, check_positions, position_inputs
+from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.progress import SILENT, Progress, Stopwatch
+from reelquant.runtime.request import Request, Settings, settle
 from reelquant.runtime.schedulers import scheduler_from_config, with_class
-from reelquant.runtime.sizes import Size, checked
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.video import Clip, read_clip
 
 Floats = NDArray[np.float32]
-N = TypeVar("N", int, float)
-MAX_STEPS = 1000
-
-
-@dataclass(frozen=True)
-class Request:
-    """One clip to make; whatever is None comes from the bundle's defaults.
-
-    ``video`` is a clip to start from, a file or uint8 [frames, h, w, 3]; its first frames are used, resized. Of the
-    steps, the share ``strength`` is done: near 0 gives the clip back, 1 keeps nothing of it.
-
-    ``latents`` [latent_frames, channels, h, w], ``image_noise`` [1, channels, h, w] (for a video: [latent_frames, …]) and ``step_noise`` (one array like
-    the latents for each step of a scheduler that adds noise) replace what the seed would draw, for those who compare
-    with another implementation.
-    """
-
-    prompt: str
-    image: Path | NDArray[np.uint8] | None = None
-    negative_prompt: str = ""
-    seed: int | None = None
-    steps: int | None = None
-    guidance: float | None = None
-    frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    scheduler: str | None = None
-    latents: Floats | None = field(default=None, repr=False)
-    image_noise: Floats | None = field(default=None, repr=False)
-    step_noise: tuple[Floats, ...] | None = field(default=None, repr=False)
-    video: Path | NDArray[np.uint8] | None = None
-    strength: float = 0.8
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A request with every choice made and checked; the first ``skip`` of ``steps`` are left out."""
-
-    size: Size
-    steps: int
-    guidance: float
-    seed: int
-    skip: int = 0
 
 
 class Pipeline:
-    """A bundle loaded on an engine. Networks are loaded when first used and kept; one clip at a time."""
+    """A bundle loaded on an engine; one clip at a time.
+
+    Networks are loaded when first used, and kept for the next clip, or with ``keep`` False given up after use, so that
+    memory holds one at a time.
+    """
 
     def __init__(
         self,
@@ -81,9 +42,10 @@ class Pipeline:
         threads: int | None = None,
         embeddings: Path | None = None,
         tiled: bool = False,
+        keep: bool = True,
     ) -> None:
         self.bundle, self.engine, self.timer = bundle, check_engine(engine), Stopwatch()
-        self._threads, self._tiled = threads, tiled
+        self._threads, self._tiled, self._keep = threads, tiled, keep
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
         bundle.check_hashes(lambda name: name == TOKENIZER)
@@ -98,38 +60,7 @@ class Pipeline:
         Raises:
             BadInput: a choice is not possible; the message says what is.
         """
-        manifest = self.bundle.manifest
-        defaults = manifest.defaults
-        size = Size(
-            frames=_chosen(request.frames, defaults.frames),
-            height=_chosen(request.height, defaults.height),
-            width=_chosen(request.width, defaults.width),
-        )
-        steps = _chosen(request.steps, defaults.steps)
-        guidance = _chosen(request.guidance, defaults.guidance)
-        if not 1 <= steps <= MAX_STEPS:
-            raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
-        if not (0 <= guidance <= 100):
-            raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
-        if manifest.task == "i2v" and request.video is not None:
-            raise BadInput(f"{self.bundle.path} makes clips from an image; a video needs a text-to-video bundle")
-        if manifest.task == "i2v" and request.image is None:
-            raise BadInput(f"{self.bundle.path} makes clips from an image; give one with --image FILE")
-        if manifest.task == "t2v" and request.image is not None:
-            raise BadInput(f"{self.bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
-        skip = 0
-        if request.video is not None:
-            if not 0 <= request.strength <= 1 or int(steps * request.strength) < 1:
-                raise BadInput(
-                    f"strength {request.strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8"
-                )
-            skip = steps - int(steps * request.strength)
-        seed = secrets.randbits(32) if request.seed is None else request.seed
-        if not 0 <= seed < 2**64:
-            raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
-        size = checked(size, manifest.geometry)
-        check_positions(manifest.transformer, *size.latent_shape(manifest.geometry)[2:])
-        return Settings(size, steps, guidance, seed, skip)
+        return settle(request, self.bundle)
 
     def generate(self, request: Request | str, progress: Progress = SILENT, keep: Path | None = None) -> Clip:
         """Make one clip. The same bundle, engine, seed and settings give the same bytes on the same machine.
@@ -200,6 +131,7 @@ class Pipeline:
         if request.image is not None:
             image_latents = self._encode_image(request, settings.size, shape, rng, progress)
         start = None if request.video is None else self._encode_video(request, settings.size, rng, progress)
+        self._done_with("text_encoder", "vae_encoder", "vae_encoder_clip")
         fixed = self._fixed_inputs(shape)
         condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents, fixed)
         transformer = self._plan("transformer")
@@ -208,7 +140,10 @@ class Pipeline:
             if start is not None:
                 start = np.concatenate([start[:extra], start])
                 latents = scheduler.add_noise(start, latents, int(run.timesteps[0]))
-            return denoise(transformer, run, latents * scheduler.init_noise_sigma, condition, advance)[extra:]
+            sampled = denoise(transformer, run, latents * scheduler.init_noise_sigma, condition, advance)[extra:]
+        del transformer
+        self._done_with("transformer")
+        return sampled
 
     def encode_prompt(
         self, prompt: str, negative: str = "", guided: bool = True, progress: Progress = SILENT
@@ -302,6 +237,11 @@ class Pipeline:
         plan: Plan = self._load(component, load)
         return plan
 
+    def _done_with(self, *names: str) -> None:
+        if not self._keep:
+            for name in names:
+                self._loaded.pop(name, None)
+
     def _load(self, name: str, load: Any) -> Any:
         if name not in self._loaded:
             with self.timer("load"):
@@ -315,21 +255,19 @@ def load_pipeline(
     threads: int | None = None,
     embeddings: Path | None = None,
     tiled: bool = False,
+    keep: bool = True,
 ) -> Pipeline:
     """Open a bundle folder on an engine.
 
     Prompts' embeddings are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles:
-    less memory, a little more work, and a picture that differs slightly where tiles meet.
+    less memory, a little more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up
+    after use: memory for one at a time.
 
     Raises:
         BundleError: not a bundle, or incomplete.
         BadInput: the engine is unknown.
     """
-    return Pipeline(Bundle.open(Path(bundle)), engine, threads, embeddings, tiled)
-
-
-def _chosen(wanted: N | None, default: N) -> N:
-    return default if wanted is None else wanted
+    return Pipeline(Bundle.open(Path(bundle)), engine, threads, embeddings, tiled, keep)
 
 
 def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[tuple[int, ...]], Floats] | None:

@@ -22,7 +22,8 @@ class VaeDecoder:
     """
 
     def __init__(self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False) -> None:
-        self._plans = bundle.open_graphs("vae_decoder", engine, "first", "next", threads=threads)
+        # Lean, or what the first chunk took would still be held while the later ones run.
+        self._plans = bundle.open_graphs("vae_decoder", engine, "first", "next", threads=threads, lean=True)
         self._pixels = bundle.manifest.geometry.spatial
         self._tiling = tilings(bundle.manifest.vae, self._pixels) if tiled else None
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
@@ -62,7 +63,7 @@ class VaeEncoder:
     """Frames → the posterior's mean and log variance. A still image is a stream of one frame."""
 
     def __init__(self, bundle: Bundle, engine: str, *graphs: str, threads: int | None = None) -> None:
-        self._plans = bundle.open_graphs("vae_encoder", engine, *graphs, threads=threads)
+        self._plans = bundle.open_graphs("vae_encoder", engine, *graphs, threads=threads, lean=True)
         vae = bundle.manifest.vae
         scale = float(vae["scaling_factor"])
         # The 1.5 image-to-video checkpoint was trained on images' latents divided by the factor.

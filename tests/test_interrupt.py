@@ -161,7 +161,8 @@ def test_generate_in_the_middle_of_its_steps(number: signal.Signals, code: int, 
 
 AFTERWARDS = """
 import signal, sys
-from reelquant.runtime.pipeline import Request, load_pipeline
+from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.request import Request
 
 for _ in range(3):
     load_pipeline(sys.argv[1], sys.argv[2]).generate(Request("a red circle", seed=1))

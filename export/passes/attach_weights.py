@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import numpy as np
 import onnx_ir as ir
+import torch
 
 from reelquant.export.network import is_fake
-from reelquant.export.weights import Stored
+from reelquant.export.weights import Weight
 
 
-def attach_weights(model: ir.Model, weights: Mapping[str, Stored]) -> int:
+def attach_weights(model: ir.Model, weights: Mapping[str, Weight]) -> int:
     """Replace every fake initializer by one that is read from ``weights`` when it is written; return how many.
 
     ``weights`` go by the traced module's own names.
@@ -58,9 +58,10 @@ def fold_transposed_weights(model: ir.Model) -> int:
     return folded
 
 
-def _read(stored: Stored, name: str) -> ir.TensorProtocol:
+def _read(stored: Weight, name: str) -> ir.TensorProtocol:
     return ir.Tensor(stored.read(), name=name)
 
 
 def _transposed(tensor: ir.LazyTensor, permutation: tuple[int, ...]) -> ir.TensorProtocol:
-    return ir.Tensor(np.ascontiguousarray(tensor.numpy().transpose(permutation)))
+    # torch, whose copy takes every core.
+    return ir.Tensor(torch.from_numpy(tensor.numpy()).permute(permutation).contiguous().numpy())

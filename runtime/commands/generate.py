@@ -21,8 +21,9 @@ from reelquant.runtime.commands.options import (
     size_option,
 )
 from reelquant.runtime.latents import SUFFIX
-from reelquant.runtime.pipeline import Request, load_pipeline
+from reelquant.runtime.pipeline import load_pipeline
 from reelquant.runtime.progress import Progress
+from reelquant.runtime.request import Request
 from reelquant.runtime.video import check_output
 
 STAGES = ("load", "text", "encode", "denoise", "decode", "write")
@@ -81,7 +82,7 @@ def generate(
     if latents:
         check_output(latents, (SUFFIX,))
     height, width = size or (None, None)
-    pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled)
+    pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled, keep=False)
     request = Request(
         prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler,
         video=video, strength=strength,

@@ -13,8 +13,9 @@ from reelquant.runtime.errors import BundleError, MissingExtra
 
 
 class _OpenVinoPlan:
-    def __init__(self, compiled: Any, graph: Path) -> None:
+    def __init__(self, compiled: Any, graph: Path, lean: bool) -> None:
         self._request, self._graph = compiled.create_infer_request(), graph
+        self._compiled = compiled if lean else None
         self.inputs = tuple(_name(port) for port in compiled.inputs)
         self.outputs = tuple(_name(port) for port in compiled.outputs)
 
@@ -25,7 +26,11 @@ class _OpenVinoPlan:
         except RuntimeError as error:
             raise run_failed("OpenVINO", self._graph, error) from error
         # The request owns its output buffers and the next call overwrites them.
-        return {name: np.array(results[i], order="C", copy=True) for i, name in enumerate(self.outputs)}
+        arrays = {name: np.array(results[i], order="C", copy=True) for i, name in enumerate(self.outputs)}
+        if self._compiled is not None:
+            del results
+            self._compiled.release_memory()
+        return arrays
 
 
 def _name(port: Any) -> str:
@@ -48,7 +53,7 @@ def build(graph: Path, threads: int | None = None) -> None:
     open(graph, threads)
 
 
-def open(graph: Path, threads: int | None = None) -> Plan:
+def open(graph: Path, threads: int | None = None, lean: bool = False) -> Plan:
     """Compile an ONNX file (fp32, INT8 or FP8 Q/DQ) for the CPU.
 
     Raises:
@@ -56,12 +61,17 @@ def open(graph: Path, threads: int | None = None) -> Plan:
         BundleError: OpenVINO refuses the graph.
     """
     core = _core()
-    # The graph says its own numerics: without this, a CPU with bf16 units would silently compute fp32 graphs in bf16.
-    options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    # The graph says its own numerics: without these, a CPU with bf16 units would silently compute fp32 graphs in bf16,
+    # and what is fed to linears with INT8 weights would silently be quantized too.
+    options: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "PERFORMANCE_HINT": "LATENCY",
+    }
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:
-        return _OpenVinoPlan(core.compile_model(str(graph), "CPU", options), graph)
+        return _OpenVinoPlan(core.compile_model(str(graph), "CPU", options), graph, lean)
     except RuntimeError as error:
         raise BundleError(f"OpenVINO {version()} cannot load {graph}: {error}") from error
 

@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from reelquant.quant.blockwise import blockwise
 from reelquant.quant.segments import segments
 from reelquant.runtime.engine import Array, open_plan
 
@@ -43,6 +44,19 @@ def test_segments_run_in_order_are_the_whole(model: ir.Model, tmp_path: Path) ->
         ir.save(part, tmp_path / f"{number}.onnx")
         values.update(open_plan("onnxruntime", tmp_path / f"{number}.onnx").run(values))
     assert np.allclose(values["y"], wanted, rtol=1e-6)
+
+
+def test_a_blockwise_plan_is_the_whole(model: ir.Model, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    samples = [{name: rng.standard_normal((rows, 4), dtype=np.float32) for name in ("x", "more")} for rows in (3, 5)]
+    ir.save(model, tmp_path / "whole.onnx")
+    whole = open_plan("onnxruntime", tmp_path / "whole.onnx")
+    with blockwise(tmp_path / "whole.onnx", "onnxruntime") as plan:
+        assert set(plan.inputs) == {"x", "more"} and plan.outputs == ("y",) and len(plan.parts) == 3
+        found = plan.run_all(samples)
+    for sample, results in zip(samples, found, strict=True):
+        assert results.keys() == {"y"} and np.allclose(results["y"], whole.run(sample)["y"], rtol=1e-6)
+    assert [file.name for file in tmp_path.iterdir()] == ["whole.onnx"]
 
 
 def test_a_segment_holds_its_own_weights(model: ir.Model) -> None:

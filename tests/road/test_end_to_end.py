@@ -15,7 +15,8 @@ from PIL import Image
 from demo.clips import Scene, render
 from demo.fidelity import psnr
 from reelquant.export.parity import relative_l2
-from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 
 STEPS = 50

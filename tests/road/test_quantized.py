@@ -14,7 +14,8 @@ from reelquant.export.parity import relative_l2
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.stats import is_quantized
-from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
 from tests.conftest import BundleMaker
 
 BLOCKS, PER_BLOCK = 6, 6  # to_q, to_k, to_v, to_out, and two of the feed-forward

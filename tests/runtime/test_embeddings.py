@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
 from tests.command_line import refused, run
 from tests.conftest import TinyBundleMaker
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.latents import SavedLatents
-from reelquant.runtime.pipeline import Pipeline, Request
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
 from tests.command_line import refused, run
 from tests.conftest import TinyBundleMaker
 

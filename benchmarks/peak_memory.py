@@ -1,0 +1,67 @@
+"""Load one network of a bundle and run it as the pipeline does, in this process; say how much memory that took.
+
+    python -m benchmarks.peak_memory BUNDLE transformer openvino 9x256x256
+
+Imports the runtime alone: what a benchmark's own packages take would be measured too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.positions import LEARNED, position_inputs
+from reelquant.runtime.sizes import Size
+from reelquant.runtime.vae import VaeDecoder, VaeEncoder
+
+
+def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: bool) -> list[int]:
+    """The peak in bytes; for the VAE's decoder one after each chunk."""
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    shape = size.latent_shape(manifest.geometry)
+    rng = np.random.default_rng(0)
+    if component == "text_encoder":
+        Pipeline(bundle, engine).encode_prompt("snow")
+    elif component == "transformer":
+        shape = (shape[0] + -shape[0] % manifest.geometry.patch_t, *shape[1:])
+        learned = path / LEARNED if LEARNED in manifest.files else None
+        text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
+        feeds: dict[str, Any] = {
+            "latents": rng.standard_normal((2, *shape), dtype=np.float32),
+            "image_latents": np.zeros((2, *shape), np.float32),
+            "text": rng.standard_normal(text, dtype=np.float32),
+            "timestep": np.full(2, 500),
+            "ofs": np.full(1, 2, np.float32),
+            **position_inputs(manifest.transformer, manifest.text_tokens, shape, learned),
+        }
+        plan = bundle.open_graphs("transformer", engine, "main")["main"]
+        for _ in range(2):  # some engines take more in their second run
+            plan.run({name: value for name, value in feeds.items() if name in plan.inputs})
+    elif component == "vae_encoder":
+        image = rng.standard_normal((1, 3, 1, size.height, size.width), dtype=np.float32)
+        VaeEncoder(bundle, engine, "image").encode_image(image)
+    else:
+        latents = rng.standard_normal(shape, dtype=np.float32)
+        peaks: list[int] = []
+        for _ in VaeDecoder(bundle, engine, tiled=tiled).decode(latents, lambda: peaks.append(peak_bytes())):
+            pass
+        return peaks
+    return [peak_bytes()]
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held since it began (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    bundle, component, engine, size, *more = sys.argv[1:]
+    print(json.dumps(load_and_run(Path(bundle), component, engine, Size(*map(int, size.split("x"))), "tiled" in more)))

@@ -1,0 +1,199 @@
+"""What each network of a bundle will need: bytes on disk, bytes in memory on an engine, FLOPs.
+
+Weights are counted from the checkpoint's headers and the recipe, and activations by running the networks without data
+(:mod:`reelquant.export.footprint`). What engines make of both was measured (``python -m benchmarks.memory``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
+from reelquant.export.weights import Stored, open_weights
+from reelquant.quant.numerics import Quantized
+from reelquant.quant.passes.store_weights import LEAST_TABLE
+from reelquant.quant.recipe import Recipe
+from reelquant.runtime.sizes import Size
+from reelquant.runtime.tiles import tilings
+
+
+@dataclass(frozen=True)
+class Held:
+    """What running a graph holds in memory: so many times its weights' file, and its :class:`Footprint`'s figures."""
+
+    weights: float
+    live: float
+    scores: float = 0.0
+
+    def memory(self, file: int, footprint: Footprint) -> tuple[int, int]:
+        """Bytes of weights and of activations."""
+        return int(self.weights * file), int(self.live * footprint.live + self.scores * footprint.scores)
+
+
+@dataclass(frozen=True)
+class EngineMemory:
+    """Measured at CogVideoX's own widths (docs/benchmarks.md): what an engine takes with nothing loaded, in bytes, and
+    what each kind of graph holds. Files that it maps are counted, as the kernel counts them.
+    """
+
+    process: int
+    high: Held
+    quantized: Held
+    vae: dict[str, Held]
+
+
+# OpenVINO maps the file and repacks its linears; its attention is fused. Both halves of a VAE stream stay loaded.
+ENGINES = {
+    "openvino": EngineMemory(
+        process=140_000_000,
+        high=Held(1.8, 2.5),
+        quantized=Held(1.15, 2.5),
+        vae={"first": Held(3.0, 2.33), "next": Held(4.7, 2.78), "image": Held(2.0, 4.61)},
+    ),
+    "onnxruntime": EngineMemory(
+        process=90_000_000,
+        high=Held(0.95, 4.6, 0.75),
+        quantized=Held(0.85, 4.6, 0.75),
+        vae={"first": Held(1.13, 1.63), "next": Held(2.75, 1.97), "image": Held(1.0, 1.78)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Of one network, in bytes: ``disk`` of its files, ``weights`` and ``activations`` in memory while it runs."""
+
+    parameters: int
+    disk: int
+    weights: int
+    activations: int
+    flops: float
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.activations
+
+
+def component_needs(
+    checkpoint: Checkpoint,
+    size: Size,
+    engine: str,
+    recipe: Recipe | None = None,
+    text_weights: str = "fp32",
+    batch: int = 2,
+    steps: int = 50,
+    tiled: bool = False,
+) -> dict[str, Need]:
+    """Needs by component. FLOPs are of one clip of ``steps`` steps, ``batch`` 2 where it is guided."""
+    memory = ENGINES[engine]
+    configs = {name: checkpoint.config(name) for name in ("transformer", "text_encoder", "vae")}
+    stored = {name: open_weights(checkpoint.path / name) for name in configs}
+    frames, *rest = size.latent_shape(checkpoint.geometry)
+    shape = (frames + -frames % checkpoint.geometry.patch_t, *rest)
+
+    text = text_footprint(configs["text_encoder"], checkpoint.text_tokens)
+    step = transformer_footprint(configs["transformer"], checkpoint.text_tokens, shape, batch)
+    height, width, tiles = size.height, size.width, 1
+    if tiled:
+        rows, columns = tilings(configs["vae"], checkpoint.geometry.spatial)
+        tiles = math.ceil(shape[2] / rows.stride) * math.ceil(shape[3] / columns.stride)
+        height, width = (
+            min(side, axis.tile * checkpoint.geometry.spatial) for side, axis in ((height, rows), (width, columns))
+        )
+    decoder = vae_footprint(configs["vae"], "decoder", height, width)
+    later = (frames - 3) // 2
+    last = "next" if later else "first"
+
+    def need(weights: Mapping[str, Stored], disk: int, held: Held, footprint: Footprint, flops: float) -> Need:
+        parameters = sum(math.prod(value.shape) for value in weights.values())
+        return Need(parameters, disk, *held.memory(disk, footprint), flops)
+
+    halves = {
+        half: {name: value for name, value in stored["vae"].items() if name.startswith(f"{half}.")}
+        for half in ("encoder", "decoder")
+    }
+    needs = {
+        "text_encoder": need(
+            stored["text_encoder"],
+            _text_bytes(stored["text_encoder"], text_weights),
+            memory.quantized if text_weights == "int8" else memory.high,
+            text,
+            batch * text.flops,
+        ),
+        "transformer": need(
+            stored["transformer"],
+            _transformer_bytes(stored["transformer"], recipe),
+            memory.quantized if recipe else memory.high,
+            step,
+            steps * step.flops,
+        ),
+        "vae_decoder": need(
+            halves["decoder"],
+            _bytes(halves["decoder"]),
+            memory.vae[last],
+            decoder[last],
+            tiles * (decoder["first"].flops + later * decoder["next"].flops),
+        ),
+    }
+    if checkpoint.task == "i2v":
+        image = vae_footprint(configs["vae"], "encoder", size.height, size.width)["image"]
+        encoder = halves["encoder"]
+        needs["vae_encoder"] = need(encoder, _bytes(encoder), memory.vae["image"], image, image.flops)
+    return needs
+
+
+def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe | None, text_weights: str) -> int:
+    """Of all weights of a bundle; its graphs and its tokenizer are a few MB more."""
+    stored = {name: open_weights(checkpoint.path / name) for name in ("transformer", "text_encoder", "vae")}
+    positions = stored["transformer"].get("patch_embed.pos_embedding")
+    return (
+        _text_bytes(stored["text_encoder"], text_weights)
+        + _transformer_bytes(stored["transformer"], recipe)
+        + _bytes(stored["vae"])
+        + (4 * math.prod(positions.shape) if positions else 0)
+    )
+
+
+def largest_block(checkpoint: Checkpoint) -> int:
+    """Bytes in float32 of the largest block of any network: what tracing and its parity check hold."""
+    sums: dict[tuple[str, str], int] = {}
+    for folder in ("transformer", "text_encoder"):
+        for name, value in open_weights(checkpoint.path / folder).items():
+            block = next((part for part in name.split(".") if part.isdigit()), "-" + name)
+            sums[folder, block] = sums.get((folder, block), 0) + 4 * math.prod(value.shape)
+    return max(sums.values())
+
+
+def _bytes(weights: Mapping[str, Stored]) -> int:
+    return sum(4 * math.prod(value.shape) for value in weights.values())
+
+
+def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> int:
+    total = 0
+    for name, value in weights.items():
+        if name == "patch_embed.pos_embedding":  # an input of the graph, in a file of its own
+            continue
+        high = recipe is None or len(value.shape) != 2
+        quantized = (
+            not high and recipe is not None and isinstance(recipe.resolve(name.removesuffix(".weight")), Quantized)
+        )
+        total += math.prod(value.shape) * (1 if quantized else 4)
+    return total
+
+
+def _text_bytes(weights: Mapping[str, Stored], storage: str) -> int:
+    total = 0
+    for name, value in weights.items():
+        if name == "encoder.embed_tokens.weight" and "shared.weight" in weights:
+            continue  # the same table under a second name
+        count = math.prod(value.shape)
+        table = "embed_tokens" in name or name == "shared.weight"
+        linear = len(value.shape) == 2 and not table and "relative_attention_bias" not in name
+        if storage == "fp32" or not (linear or (table and count >= LEAST_TABLE)):
+            total += 4 * count
+        else:
+            total += count * (1 if storage == "int8" and linear else 2)
+    return total

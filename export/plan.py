@@ -1,0 +1,168 @@
+"""``reelquant export --plan``: what an export and one clip need, and whether this machine has it, before any work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.needs import ENGINES, Need, bundle_bytes, component_needs, largest_block
+from reelquant.quant.recipe import Recipe
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.manifest import Defaults
+from reelquant.runtime.memory import available_memory
+from reelquant.runtime.sizes import Size, checked
+
+TRACER = 800 << 20  # bytes: Python, torch and a full-depth graph without weights
+_SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of frames and sides, that a nearest fit is looked for in
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user can change to make an export fit."""
+
+    size: Size
+    precision: str = "fp32"
+    text_weights: str = "fp32"
+    engine: str = "openvino"
+    tiled: bool = False
+
+    def options(self) -> str:
+        """As the command line takes them."""
+        text = f"--precision {self.precision} --text-weights {self.text_weights} "
+        text += f"--size {self.size.height}x{self.size.width} --frames {self.size.frames}"
+        return text + (", and generate --tiled" if self.tiled else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``choices`` need, in bytes: ``memory`` at a clip's worst moment, with one network in it at a time;
+    ``disk`` of the export's files, those it removes again counted.
+    """
+
+    choices: Choices
+    latent_shape: tuple[int, ...]
+    video_tokens: int
+    text_tokens: int
+    components: dict[str, Need]
+    memory: int
+    trace_memory: int
+    bundle: int
+    disk: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "flops": self.flops}
+
+    @property
+    def flops(self) -> float:
+        """Of one clip."""
+        return sum(need.flops for need in self.components.values())
+
+    def lacks(self, memory: int | None, disk: int) -> list[str]:
+        """What of ``memory`` and ``disk`` (bytes free) is too little, in words."""
+        wanted = max(self.memory, self.trace_memory)
+        lacking = []
+        if memory is not None and wanted > memory:
+            lacking.append(f"{wanted / 1e9:.1f} GB of memory where {memory / 1e9:.1f} are free")
+        if self.disk > disk:
+            lacking.append(f"{self.disk / 1e9:.1f} GB of disk where {disk / 1e9:.1f} are free")
+        return lacking
+
+
+def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> Plan:
+    """Count what exporting ``checkpoint`` and rendering one clip need."""
+    recipe = None if choices.precision == "fp32" else Recipe.load(choices.precision)
+    geometry, size = checkpoint.geometry, choices.size
+    needs = component_needs(
+        checkpoint, size, choices.engine, recipe, choices.text_weights,
+        batch=2 if defaults.guidance > 1 else 1, steps=defaults.steps, tiled=choices.tiled,
+    )  # fmt: skip
+    bundle = bundle_bytes(checkpoint, recipe, choices.text_weights)
+    traced = bundle_bytes(checkpoint, None, choices.text_weights)
+    return Plan(
+        choices=choices,
+        latent_shape=size.latent_shape(geometry),
+        video_tokens=size.video_tokens(geometry),
+        text_tokens=checkpoint.text_tokens,
+        components=needs,
+        memory=ENGINES[choices.engine].process + max(need.memory for need in needs.values()),
+        trace_memory=TRACER + 2 * largest_block(checkpoint),
+        bundle=bundle,
+        disk=bundle + (traced if recipe else 0),
+    )
+
+
+def describe(plan: Plan) -> Iterator[str]:
+    """The plan as lines for a person."""
+    size, frames = plan.choices.size, plan.latent_shape[0]
+    yield f"clip: {size.frames} frames of {size.height}x{size.width}, latents {frames}x{plan.latent_shape[2]}x{plan.latent_shape[3]}"
+    yield f"tokens: {plan.video_tokens} of video and {plan.text_tokens} of text; {plan.flops / 1e12:,.1f} TFLOP a clip"
+    yield f"{'component':13} {'parameters':>11} {'disk':>9} {'weights':>9} {'activations':>12} {'TFLOP':>10}"
+    for name, need in plan.components.items():
+        yield (
+            f"{name:13} {need.parameters / 1e6:9.1f} M {need.disk / 1e9:6.2f} GB {need.weights / 1e9:6.2f} GB "
+            f"{need.activations / 1e9:9.2f} GB {need.flops / 1e12:10.1f}"
+        )
+    yield (
+        f"memory: {plan.memory / 1e9:.2f} GB for a clip on {plan.choices.engine}, one network at a time"
+        f"{', decoded in tiles' if plan.choices.tiled else ''}; {plan.trace_memory / 1e9:.2f} GB for tracing"
+    )
+    yield f"disk: {plan.bundle / 1e9:.2f} GB for the bundle, {plan.disk / 1e9:.2f} GB while it is made"
+
+
+def nearest_fit(
+    checkpoint: Checkpoint, defaults: Defaults, choices: Choices, memory: int | None, disk: int
+) -> Plan | None:
+    """The first of the ways to need less that fits: tiles, an INT8 text encoder, INT8, fewer frames, smaller frames."""
+    for candidate in _ways(choices, checkpoint):
+        plan = make_plan(checkpoint, defaults, candidate)
+        if not plan.lacks(memory, disk):
+            return plan
+    return None
+
+
+def refuse_what_cannot_fit(checkpoint: Checkpoint, out: Path, defaults: Defaults, plan: Plan) -> None:
+    """Hold ``plan`` against this machine.
+
+    Raises:
+        BadInput: it has too little; the message says of what, and what would fit.
+    """
+    memory, disk = available_memory(), free_disk(out)
+    if lacking := plan.lacks(memory, disk):
+        fit = nearest_fit(checkpoint, defaults, plan.choices, memory, disk)
+        hint = f"what fits: {fit.choices.options()}" if fit else "nothing smaller fits either, so use a larger machine"
+        raise BadInput(f"{checkpoint.name} needs {' and '.join(lacking)}; {hint}")
+
+
+def free_disk(out: Path) -> int:
+    """Bytes that can be written where ``out`` will be."""
+    folder = out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _ways(choices: Choices, checkpoint: Checkpoint) -> Iterator[Choices]:
+    """Ever more modest choices, each step kept in those after it."""
+    choices = replace(choices, tiled=True)
+    yield choices
+    if choices.text_weights != "int8":
+        choices = replace(choices, text_weights="int8")
+        yield choices
+    if choices.precision == "fp32":
+        choices = replace(choices, precision="int8")
+        yield choices
+    geometry, size = checkpoint.geometry, choices.size
+    for share in _SHARES:
+        count = int((size.frames - 1) * share) // geometry.frame_step * geometry.frame_step
+        height, width = (
+            max(1, round(side * share / geometry.pixel_step)) * geometry.pixel_step
+            for side in (size.height, size.width)
+        )
+        try:
+            yield replace(choices, size=checked(Size(1 + max(count, geometry.frame_step), height, width), geometry))
+        except BadInput:
+            continue

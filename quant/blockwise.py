@@ -1,0 +1,56 @@
+"""Run a graph one block at a time: slow, since every run loads all weights again, and in the memory of one block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from reelquant.quant.graph_files import load_graph
+from reelquant.quant.segments import segments
+from reelquant.runtime.engine import Array, Feeds, open_plan
+
+
+@dataclass(frozen=True)
+class BlockwisePlan:
+    """A plan (see :class:`reelquant.runtime.engine.Plan`) whose blocks are loaded only while they run."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    parts: tuple[Path, ...]
+    engine: str
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """As a plan's ``run``."""
+        return self.run_all([feeds])[0]
+
+    def run_all(self, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Run on every one of ``samples``, each block loaded once for all of them."""
+        values = [dict(sample) for sample in samples]
+        for part in self.parts:
+            plan = open_plan(self.engine, part, lean=True)
+            for known in values:
+                # Copied: an array of ONNX Runtime's own keeps all the memory that its session ever took.
+                known.update({name: value.copy() for name, value in plan.run(known).items()})
+            del plan
+        return [{name: known[name] for name in self.outputs} for known in values]
+
+
+@contextmanager
+def blockwise(path: Path, engine: str) -> Iterator[BlockwisePlan]:
+    """Cut the graph ``path`` at its blocks, into files beside it that are there while this lasts."""
+    model = load_graph(path)
+    inputs = tuple(value.name or "" for value in model.graph.inputs)
+    outputs = tuple(value.name or "" for value in model.graph.outputs)
+    parts: list[Path] = []
+    try:
+        for number, segment in enumerate(segments(model)):
+            parts.append(path.with_name(f"{path.stem}.{number}.part"))
+            ir.save(segment, parts[-1])
+        yield BlockwisePlan(inputs, outputs, tuple(parts), engine)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""The plan before an export: bytes as bundles have them, memory as engines take it, and what cannot fit refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.memory import measured, planned, prepared
+from benchmarks.random_checkpoint import write_checkpoint
+from benchmarks.variants import VARIANTS
+from reelquant.export import plan as plans
+from reelquant.export.checkpoint import Checkpoint
+from reelquant.export.needs import ENGINES
+from reelquant.export.plan import Choices, make_plan, nearest_fit
+from reelquant.export.trace_bundle import bundle_defaults
+from reelquant.runtime.sizes import Size
+from tests.command_line import run
+from tests.conftest import CHECKPOINTS, BundleMaker
+
+# One network alone in memory, within 15 % of what was measured.
+WITHIN = 0.15
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """CogVideoX-5b's real configs; of its weights the headers alone are read, so the files are sparse."""
+    path = tmp_path_factory.mktemp("plan") / "cogvideox-5b"
+    variant = VARIANTS["cogvideox-5b"]
+    write_checkpoint(path, variant, sparse=True)
+    return Checkpoint.open(str(path))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp8"])
+def test_the_bundle_is_as_large_as_planned(precision: str, demo_bundle: BundleMaker) -> None:
+    checkpoint = Checkpoint.open(str(CHECKPOINTS / "t2v"))
+    bundle = demo_bundle("t2v", precision)
+    plan = make_plan(checkpoint, bundle.manifest.defaults, Choices(Size(17, 96, 96), precision))
+    for name, need in plan.components.items():
+        found = bundle.manifest.files[f"{name}/weights.safetensors"].size
+        assert need.disk == pytest.approx(found, rel=0.01)
+    weights = sum(entry.size for name, entry in bundle.manifest.files.items() if name.endswith(".safetensors"))
+    assert plan.bundle == pytest.approx(weights, rel=0.01)
+
+
+def test_the_numbers_of_a_real_checkpoint(full: Checkpoint) -> None:
+    defaults = bundle_defaults(full, None, None)
+    plan = make_plan(full, defaults, Choices(Size(49, 480, 720)))
+    assert (plan.video_tokens, plan.text_tokens, plan.latent_shape) == (17550, 226, (13, 16, 60, 90))
+    assert plan.components["transformer"].parameters == pytest.approx(5.570e9, rel=1e-3)
+    assert plan.components["text_encoder"].parameters == pytest.approx(4.76e9, rel=1e-2)
+    assert plan.components["transformer"].flops == pytest.approx(100 * 332e12, rel=5e-3)
+    int8 = make_plan(full, defaults, Choices(Size(49, 480, 720), "int8", "int8"))
+    assert int8.components["transformer"].disk < 0.45 * plan.components["transformer"].disk
+    assert int8.components["text_encoder"].disk < 0.27 * plan.components["text_encoder"].disk
+
+
+def test_what_fits_is_found_by_asking_for_less(full: Checkpoint) -> None:
+    defaults = bundle_defaults(full, None, None)
+    wanted = Choices(Size(49, 480, 720))
+    assert make_plan(full, defaults, wanted).lacks(24 * 10**9, 10**12)
+    fit = nearest_fit(full, defaults, wanted, 24 * 10**9, 10**12)
+    assert fit and not fit.lacks(24 * 10**9, 10**12)
+    assert (fit.choices.precision, fit.choices.text_weights, fit.choices.tiled) == ("int8", "int8", True)
+    assert nearest_fit(full, defaults, wanted, 10**9, 10**12) is None
+
+
+def test_a_plan_that_fits_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ask = ("export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan")
+    plan = json.loads(run(capfd, *ask, "--json").out)
+    assert plan["components"].keys() == {"text_encoder", "transformer", "vae_decoder"} and plan["flops"] > 0
+    shown = run(capfd, *ask)
+    assert (shown.code, shown.err) == (0, "") and "tokens: 180 of video and 24 of text" in shown.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_cannot_fit_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = ("export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan", "--size", "480x720", "--frames", "17")
+    monkeypatch.setattr(plans, "available_memory", lambda: 10**9)
+    shown = run(capfd, *ask)
+    assert shown.code == 2 and "GB of memory where 1.0 are free; what fits: --precision" in shown.err
+    monkeypatch.setattr(plans, "free_disk", lambda _: 1000)
+    shown = run(capfd, *ask)
+    assert shown.code == 2 and "GB of disk where 0.0 are free; nothing smaller fits either" in shown.err
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_planned_memory_is_measured_memory(engine: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A reduced transformer at many tokens, and the VAE at its real width, where its workings are."""
+    work = tmp_path_factory.getbasetemp() / "memory"
+    variant = replace(VARIANTS["cogvideox-5b"].reduced(), vae=VARIANTS["cogvideox-5b"].vae)
+    checkpoint, bundle = prepared(work, "reduced", variant)
+    for component, size in (("transformer", Size(49, 240, 368)), ("vae_decoder", Size(9, 64, 96))):
+        peak, plan = max(measured(bundle, component, engine, size)), planned(checkpoint, component, engine, size)
+        assert abs(plan / peak - 1) <= WITHIN, (
+            f"{component} on {engine}: planned {plan / 1e6:.0f}, took {peak / 1e6:.0f} MB"
+        )
