@@ -76,8 +76,15 @@ class Checkpoint:
         Raises:
             BundleError: it is missing or not JSON.
         """
-        name = "scheduler_config.json" if folder == "scheduler" else "config.json"
-        return _read_json(self.path / folder / name)
+        if folder != "scheduler":
+            return _read_json(self.path / folder / "config.json")
+        config = _read_json(self.path / folder / "scheduler_config.json")
+        named = _read_json(self.path / "model_index.json").get("scheduler")
+        if (
+            isinstance(named, list) and named and isinstance(named[-1], str)
+        ):  # what the pipeline takes, whatever saved the settings
+            config["_class_name"] = named[-1]
+        return config
 
     @cached_property
     def task(self) -> str:

@@ -139,9 +139,9 @@ def component_needs(
         ),
     }
     if checkpoint.task == "i2v":
-        image = vae_footprint(configs["vae"], "encoder", size.height, size.width)["image"]
+        image = vae_footprint(configs["vae"], "encoder", height, width)["image"]
         encoder = halves["encoder"]
-        needs["vae_encoder"] = need(encoder, _bytes(encoder), memory.vae["image"], image, image.flops)
+        needs["vae_encoder"] = need(encoder, _bytes(encoder), memory.vae["image"], image, tiles * image.flops)
     return needs
 
 

@@ -203,7 +203,8 @@ class Pipeline:
         drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
         noise = drawn if request.image_noise is None else _same_shape(request.image_noise, (1, *shape[1:]))
         encoder = self._load(
-            "vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, "image", threads=self._threads)
+            "vae_encoder",
+            lambda: VaeEncoder(self.bundle, self.engine, "image", threads=self._threads, tiled=self._tiled),
         )
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
@@ -223,7 +224,8 @@ class Pipeline:
         drawn = rng.standard_normal(shape, dtype=np.float32)
         noise = drawn if request.image_noise is None else _same_shape(request.image_noise, shape)
         encoder = self._load(
-            "vae_encoder_clip", lambda: VaeEncoder(self.bundle, self.engine, "first", "next", threads=self._threads)
+            "vae_encoder_clip",
+            lambda: VaeEncoder(self.bundle, self.engine, "first", "next", threads=self._threads, tiled=self._tiled),
         )
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents: Floats = encoder.encode(to_model(resized(frames[: size.frames], size.height, size.width)), noise)

@@ -1,7 +1,7 @@
-"""Decode in spatial tiles: memory is that of one tile, whatever the frame's size and the clip's length.
+"""Decode and encode in spatial tiles: memory is that of one tile, whatever the frame's size and the clip's length.
 
 Each tile is a stream of its own over the whole clip. Tiles overlap and are blended linearly, above before left, as
-``AutoencoderKLCogVideoX.tiled_decode`` in diffusers does; what is decoded waits in temporary files.
+``AutoencoderKLCogVideoX.tiled_decode`` and ``tiled_encode`` in diffusers do; what is decoded waits in temporary files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ _OVERLAP = (1 / 6, 1 / 5)  # of a tile's height and width; diffusers' own
 
 @dataclass(frozen=True)
 class Tiling:
-    """Along one axis: a tile and the way to the next one in latent cells, the blended and the kept pixels of a tile."""
+    """Along one axis: a tile and the way to the next one, in cells of what goes in (of the decoder latents, of the
+    encoder pixels), and how many cells of what comes out are blended and kept.
+    """
 
     tile: int
     stride: int
@@ -38,9 +40,16 @@ class Tiling:
         stride = max(int(tile * (1 - overlap)), 1)
         return cls(tile, stride, (tile - stride) * scale, stride * scale)
 
+    @classmethod
+    def of_encoder(cls, sample: int, overlap: float, scale: int) -> Tiling:
+        """The same tiles for the way back."""
+        tile = max(sample // 2, 2 * scale)
+        stride = max(int(tile * (1 - overlap)), scale)
+        return cls(tile, stride, tile // scale - stride // scale, stride // scale)
 
-def tilings(vae: Mapping[str, Any], scale: int) -> tuple[Tiling, Tiling]:
-    """The tiling of rows and of columns for a VAE's config.
+
+def tilings(vae: Mapping[str, Any], scale: int, half: str = "decoder") -> tuple[Tiling, Tiling]:
+    """The tiling of rows and of columns for a VAE's config, of its ``decoder`` or its ``encoder``.
 
     Raises:
         BundleError: the bundle was made before these were kept.
@@ -48,7 +57,8 @@ def tilings(vae: Mapping[str, Any], scale: int) -> tuple[Tiling, Tiling]:
     sides = (vae.get("sample_height"), vae.get("sample_width"))
     if not all(sides):
         raise BundleError("this bundle does not say the VAE's sample_height and sample_width; export it again")
-    rows, columns = (Tiling.of(int(side or 0), overlap, scale) for side, overlap in zip(sides, _OVERLAP, strict=True))
+    make = Tiling.of if half == "decoder" else Tiling.of_encoder
+    rows, columns = (make(int(side or 0), overlap, scale) for side, overlap in zip(sides, _OVERLAP, strict=True))
     return rows, columns
 
 
@@ -113,6 +123,29 @@ def decode_tiled(
         for length in lengths:
             yield np.array(whole[None, :, done : done + length])
             done += length
+
+
+def encode_tiled(encode: Callable[[Floats], Floats], frames: Floats, tiling: tuple[Tiling, Tiling]) -> Floats:
+    """Moments float32 [1, 2·channels, latent_frames, h, w] of frames [1, 3, frames, height, width], tile by tile.
+
+    ``encode`` makes the moments of one tile.
+    """
+    rows, columns = tiling
+    lines: list[Floats] = []
+    above: list[Floats] = []
+    for top in range(0, frames.shape[3], rows.stride):
+        line: list[Floats] = []
+        for j, start in enumerate(range(0, frames.shape[4], columns.stride)):
+            part = frames[:, :, :, top : top + rows.tile, start : start + columns.tile]
+            tile = encode(np.ascontiguousarray(part))[0]
+            if above:
+                _blend(above[j][:, :, max(above[j].shape[2] - rows.blend, 0) :], tile, axis=2)
+            if line:
+                _blend(line[-1][:, :, :, max(line[-1].shape[3] - columns.blend, 0) :], tile, axis=3)
+            line.append(tile)
+        lines.append(np.concatenate([tile[:, :, : rows.kept, : columns.kept] for tile in line], axis=3))
+        above = line
+    return np.concatenate(lines, axis=2)[None]
 
 
 def _blend(before: Floats, tile: Floats, axis: int) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Plan
-from reelquant.runtime.tiles import decode_tiled, tile_count, tilings
+from reelquant.runtime.tiles import decode_tiled, encode_tiled, tile_count, tilings
 
 Floats = NDArray[np.float32]
 
@@ -60,11 +60,14 @@ class VaeDecoder:
 
 
 class VaeEncoder:
-    """Frames → the posterior's mean and log variance. A still image is a stream of one frame."""
+    """Frames → scaled latents. A still image is a stream of one frame; ``tiled`` is as the decoder's."""
 
-    def __init__(self, bundle: Bundle, engine: str, *graphs: str, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, engine: str, *graphs: str, threads: int | None = None, tiled: bool = False
+    ) -> None:
         self._plans = bundle.open_graphs("vae_encoder", engine, *graphs, threads=threads, lean=True)
         vae = bundle.manifest.vae
+        self._tiling = tilings(vae, bundle.manifest.geometry.spatial, "encoder") if tiled else None
         scale = float(vae["scaling_factor"])
         # The 1.5 image-to-video checkpoint was trained on images' latents divided by the factor.
         self._scale = np.float32(scale)
@@ -75,13 +78,24 @@ class VaeEncoder:
 
         ``noise``, of the latents' shape, samples the posterior as the pipelines do; without it its mean is returned.
         """
-        moments = self._plans["image"].run({"frames": image})["moments"]
-        return self._sample(moments, noise) * self._image_scale
+
+        def whole(tile: Floats) -> Floats:
+            return np.asarray(self._plans["image"].run({"frames": tile})["moments"])
+
+        return self._sample(self._moments(whole, image), noise) * self._image_scale
 
     def encode(self, frames: Floats, noise: Floats | None = None) -> Floats:
         """Return scaled latents [latent_frames, channels, h, w] of a clip [1, 3, 8N+1, height, width]."""
-        moments = np.concatenate(list(_stream(self._plans, "frames", "moments", _chunks(frames, 9, 8))), axis=2)
-        return self._sample(moments, noise) * self._scale
+
+        def whole(tile: Floats) -> Floats:
+            return np.concatenate(list(_stream(self._plans, "frames", "moments", _chunks(tile, 9, 8))), axis=2)
+
+        return self._sample(self._moments(whole, frames), noise) * self._scale
+
+    def _moments(self, whole: Callable[[Floats], Floats], frames: Floats) -> Floats:
+        if self._tiling and any(side > axis.tile for side, axis in zip(frames.shape[3:], self._tiling, strict=True)):
+            return encode_tiled(whole, frames, self._tiling)
+        return whole(frames)
 
     def _sample(self, moments: Floats, noise: Floats | None) -> Floats:
         mean, logvar = np.split(moments[0].transpose(1, 0, 2, 3), 2, axis=1)

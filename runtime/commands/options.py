@@ -18,7 +18,9 @@ QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 ENGINE = click.option(
     "--engine", default=DEFAULT_ENGINE, show_default=True, metavar="NAME", help="openvino or onnxruntime."
 )
-TILED = click.option("--tiled", is_flag=True, help="Decode large frames in tiles: much less memory, a little slower.")
+TILED = click.option(
+    "--tiled", is_flag=True, help="Decode and encode large frames in tiles: much less memory, a little slower."
+)
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads [default: the engine's choice].")
 
 

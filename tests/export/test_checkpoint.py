@@ -39,6 +39,12 @@ def test_the_demo_checkpoints(task: str) -> None:
     assert checkpoint.config("scheduler")["_class_name"] == "CogVideoXDDIMScheduler"
 
 
+def test_the_index_says_which_scheduler(copy: Path) -> None:
+    edit_json(copy / "model_index.json", scheduler=["diffusers", "CogVideoXDPMScheduler"])
+    scheduler = Checkpoint.open(str(copy)).config("scheduler")
+    assert scheduler["_class_name"] == "CogVideoXDPMScheduler" and scheduler["snr_shift_scale"]
+
+
 @EACH_NETWORK
 def test_networks_are_fp32_without_data_and_read_the_files_weights(
     folder: str, capfd: pytest.CaptureFixture[str]

@@ -21,7 +21,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.images import from_model
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
-from reelquant.runtime.vae import VaeDecoder
+from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from tests.road.against_diffusers import PROMPT, STEPS, TOLERANCE, Case, difference
 
 # The trained size and another, wherever the variant allows one; learned positions hold for 49 frames alone.
@@ -114,3 +114,21 @@ def test_tiled_decode_is_diffusers_tiled_decode(size: tuple[int, int], made: Any
     assert psnr(from_model(found), from_model(wanted)) >= 40
     whole = np.concatenate(list(VaeDecoder(bundle, "onnxruntime").decode(latents)), axis=2)
     assert relative_l2(found, wanted) <= 1e-4 < relative_l2(whole, wanted)
+
+
+@pytest.mark.parametrize("frames", [1, 17])
+@pytest.mark.parametrize("size", [(96, 160), (112, 144)])
+def test_tiled_encode_is_diffusers_tiled_encode(frames: int, size: tuple[int, int], made: Any) -> None:
+    checkpoint, bundle = made("cogvideox-2b")
+    vae = diffusers.AutoencoderKLCogVideoX.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32)
+    vae.enable_tiling()
+    clip = np.tanh(np.random.default_rng(2).standard_normal((1, 3, frames, *size), dtype=np.float32))
+    with torch.no_grad():
+        mean = vae.encode(torch.from_numpy(clip)).latent_dist.mode()[0].permute(1, 0, 2, 3).numpy()
+    tiled, whole = (
+        VaeEncoder(bundle, "onnxruntime", *(("image",) if frames == 1 else ("first", "next")), tiled=tiled)
+        for tiled in (True, False)
+    )
+    found, other = (encoder.encode_image(clip) if frames == 1 else encoder.encode(clip) for encoder in (tiled, whole))
+    wanted = mean * vae.config.scaling_factor
+    assert relative_l2(found, wanted) <= 1e-4 < relative_l2(other, wanted)

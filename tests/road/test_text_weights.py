@@ -1,0 +1,45 @@
+"""A text encoder stored in fewer bits, through the road: smaller, said so in the manifest, and nearly the same text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reelquant.export.parity import relative_l2
+from reelquant.export.trace_bundle import text_storage, trace_bundle
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
+from tests.conftest import CHECKPOINTS, BundleMaker
+
+PROMPT = "a red circle moves right on a white background"
+
+
+@pytest.mark.parametrize(("storage", "share", "bound"), [("bf16", 0.55, 1e-2), ("int8", 0.35, 3e-2)])
+def test_a_smaller_text_encoder(
+    storage: str, share: float, bound: float, demo_bundle: BundleMaker, tmp_path: Path
+) -> None:
+    exact = demo_bundle("t2v", "fp32")
+    bundle = trace_bundle(str(CHECKPOINTS / "t2v"), tmp_path / "bundle", text_weights=storage)
+    assert (text_storage(exact.manifest), text_storage(bundle.manifest)) == ("fp32", storage)
+    sizes = [each.manifest.files["text_encoder/weights.safetensors"].size for each in (bundle, exact)]
+    assert sizes[0] < share * sizes[1]
+    said = bundle.manifest.components["text_encoder"].passes["main"]["store_weights"]
+    assert 1e-4 < said["relative_l2"] < bound
+    embeds = {
+        engine: Pipeline(bundle, engine).encode_prompt(PROMPT, guided=False) for engine in ("openvino", "onnxruntime")
+    }
+    wanted = Pipeline(exact, "onnxruntime").encode_prompt(PROMPT, guided=False)
+    assert relative_l2(embeds["openvino"], embeds["onnxruntime"]) < 1e-5
+    assert 1e-4 < relative_l2(embeds["openvino"], wanted) < bound
+
+
+def test_networks_are_given_up_after_use(demo_bundle: BundleMaker) -> None:
+    """One in memory at a time gives the clip that all of them give."""
+    bundle = demo_bundle("t2v", "fp32")
+    kept, given_up = (Pipeline(bundle, "onnxruntime", keep=keep) for keep in (True, False))
+    request = Request(PROMPT, seed=1, steps=1)
+    assert np.array_equal(kept.generate(request).frames, given_up.generate(request).frames)
+    assert {"text_encoder", "transformer", "vae_decoder"} <= kept._loaded.keys()
+    assert given_up._loaded.keys() == {"vae_decoder"}
