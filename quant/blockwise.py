@@ -16,11 +16,15 @@ from reelquant.runtime.engine import Array, Feeds, open_plan
 
 @dataclass(frozen=True)
 class BlockwisePlan:
-    """A plan (see :class:`reelquant.runtime.engine.Plan`) whose blocks are loaded only while they run."""
+    """A plan (see :class:`reelquant.runtime.engine.Plan`) whose blocks are loaded only while they run.
+
+    ``needed`` are the values that each of ``parts`` reads.
+    """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     parts: tuple[Path, ...]
+    needed: tuple[frozenset[str], ...]
     engine: str
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -30,11 +34,14 @@ class BlockwisePlan:
     def run_all(self, samples: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Run on every one of ``samples``, each block loaded once for all of them."""
         values = [dict(sample) for sample in samples]
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             plan = open_plan(self.engine, part, lean=True)
+            later = frozenset(self.outputs).union(*self.needed[number + 1 :])
             for known in values:
                 # Copied: an array of ONNX Runtime's own keeps all the memory that its session ever took.
                 known.update({name: value.copy() for name, value in plan.run(known).items()})
+                for name in known.keys() - later:
+                    del known[name]
             del plan
         return [{name: known[name] for name in self.outputs} for known in values]
 
@@ -46,11 +53,13 @@ def blockwise(path: Path, engine: str) -> Iterator[BlockwisePlan]:
     inputs = tuple(value.name or "" for value in model.graph.inputs)
     outputs = tuple(value.name or "" for value in model.graph.outputs)
     parts: list[Path] = []
+    needed: list[frozenset[str]] = []
     try:
         for number, segment in enumerate(segments(model)):
             parts.append(path.with_name(f"{path.stem}.{number}.part"))
             ir.save(segment, parts[-1])
-        yield BlockwisePlan(inputs, outputs, tuple(parts), engine)
+            needed.append(frozenset(value.name or "" for value in segment.graph.inputs))
+        yield BlockwisePlan(inputs, outputs, tuple(parts), tuple(needed), engine)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkey
     monkeypatch.setattr(BlockwisePlan, "run", counted)
     monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
     parts = calibrate(bundle, data, plan)
-    assert runs == [6]  # one guided step, six blocks
+    assert runs == [12]  # one guided step, two halves of six blocks
     assert parts.low.keys() == whole.low.keys()
     for name in whole.low:
         assert np.allclose(parts.low[name], whole.low[name], rtol=1e-4, atol=1e-5)

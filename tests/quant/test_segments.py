@@ -39,7 +39,7 @@ def test_segments_run_in_order_are_the_whole(model: ir.Model, tmp_path: Path) ->
     ir.save(model, tmp_path / "whole.onnx")
     wanted = open_plan("onnxruntime", tmp_path / "whole.onnx").run(values)["y"]
     parts = list(segments(model))
-    assert len(parts) == 3
+    assert len(parts) == 4
     for number, part in enumerate(parts):
         ir.save(part, tmp_path / f"{number}.onnx")
         values.update(open_plan("onnxruntime", tmp_path / f"{number}.onnx").run(values))
@@ -52,7 +52,7 @@ def test_a_blockwise_plan_is_the_whole(model: ir.Model, tmp_path: Path) -> None:
     ir.save(model, tmp_path / "whole.onnx")
     whole = open_plan("onnxruntime", tmp_path / "whole.onnx")
     with blockwise(tmp_path / "whole.onnx", "onnxruntime") as plan:
-        assert set(plan.inputs) == {"x", "more"} and plan.outputs == ("y",) and len(plan.parts) == 3
+        assert set(plan.inputs) == {"x", "more"} and plan.outputs == ("y",) and len(plan.parts) == 4
         found = plan.run_all(samples)
     for sample, results in zip(samples, found, strict=True):
         assert results.keys() == {"y"} and np.allclose(results["y"], whole.run(sample)["y"], rtol=1e-6)
@@ -60,7 +60,19 @@ def test_a_blockwise_plan_is_the_whole(model: ir.Model, tmp_path: Path) -> None:
 
 
 def test_a_segment_holds_its_own_weights(model: ir.Model) -> None:
-    assert [sorted(part.graph.initializers) for part in segments(model)] == [["w0"], ["w1"], ["end", "w2"]]
+    assert [sorted(part.graph.initializers) for part in segments(model)] == [[], ["w0"], ["w1"], ["end", "w2"]]
+
+
+@pytest.mark.parametrize(("first", "second"), [("transformer_blocks.{}.attn1", "transformer_blocks.{}.norm2.linear"),
+                                               ("encoder.block.{}.layer.0", "encoder.block.{}.layer.1.DenseReluDense")])  # fmt: skip
+def test_a_block_has_two_halves(first: str, second: str) -> None:
+    names = [half.format(block) for block in (0, 1, 11) for half in (first, second)]
+    nodes = "\n".join(f'["{name}/Mul"] v{i + 1} = Mul(v{i}, w)' for i, name in enumerate(names))
+    text = (
+        GRAPH.split("main")[0] + f"main (float[n, 4] v0) => (float[n, 4] v6) <float[4] w = {{1, 2, 3, 4}}> {{{nodes}}}"
+    )
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(ir.from_onnx_text(text))))
+    assert [[node.name for node in part.graph] for part in segments(model)] == [[f"{name}/Mul"] for name in names]
 
 
 def test_a_graph_without_blocks_is_one_segment() -> None:
