@@ -80,9 +80,8 @@ class Checkpoint:
             return _read_json(self.path / folder / "config.json")
         config = _read_json(self.path / folder / "scheduler_config.json")
         named = _read_json(self.path / "model_index.json").get("scheduler")
-        if (
-            isinstance(named, list) and named and isinstance(named[-1], str)
-        ):  # what the pipeline takes, whatever saved the settings
+        # What the pipeline takes, whatever class saved the settings.
+        if isinstance(named, list) and named and isinstance(named[-1], str):
             config["_class_name"] = named[-1]
         return config
 

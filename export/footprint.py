@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from reelquant.export.checkpoint import build_network
+from reelquant.export.graphs import DECODER_CHUNKS, ENCODER_CHUNKS, Sample, transformer_inputs
 from reelquant.export.modules import (
     RotaryAttention,
     TextEncoder,
@@ -27,7 +28,6 @@ from reelquant.export.modules import (
     plain_convolutions,
 )
 from reelquant.export.network import fake_mode
-from reelquant.runtime.positions import adds_positions
 
 Config = Mapping[str, Any]
 
@@ -47,24 +47,12 @@ class Footprint:
 
 def transformer_footprint(config: Config, text_tokens: int, shape: tuple[int, ...], batch: int) -> Footprint:
     """Of one step on ``batch`` latents of ``shape`` [latent_frames, channels, h, w]."""
-    frames, channels, height, width = shape
+    frames, _, height, width = shape
     heads, depth = config["num_attention_heads"], config["attention_head_dim"]
     patch = config["patch_size"]
     tokens = frames // (config.get("patch_size_t") or 1) * (height // patch) * (width // patch) + text_tokens
     with fake_mode(), torch.no_grad():
-        inputs: dict[str, Tensor] = {
-            "latents": torch.empty(batch, frames, channels, height, width),
-            "text": torch.empty(batch, text_tokens, config["text_embed_dim"]),
-            "timestep": torch.empty(batch, dtype=torch.int64),
-        }
-        if config["in_channels"] > channels:
-            inputs["image_latents"] = torch.empty_like(inputs["latents"])
-        if config.get("ofs_embed_dim"):
-            inputs["ofs"] = torch.empty(1)
-        if config.get("use_rotary_positional_embeddings"):
-            inputs |= {f"rotary_{name}": torch.empty(tokens, depth) for name in ("cos", "sin")}
-        if adds_positions(config):
-            inputs["positions"] = torch.empty(tokens, heads * depth)
+        inputs = transformer_inputs(config, Sample(batch, frames, height, width))
         flops, live = _by_depth(config, partial(_transformer, config), inputs)
     attention = 4.0 * batch * tokens**2 * heads * depth * config["num_layers"]
     return Footprint(flops + attention, live, scores=4 * batch * heads * tokens**2)
@@ -88,9 +76,9 @@ def vae_footprint(config: Config, half: str, height: int, width: int) -> dict[st
         if half == "decoder":
             scale = 2 ** (len(config["block_out_channels"]) - 1)
             module: nn.Module = VaeDecoder(network)
-            shape, lengths = (config["latent_channels"], height // scale, width // scale), {"first": 3, "next": 2}
+            shape, lengths = (config["latent_channels"], height // scale, width // scale), DECODER_CHUNKS
         else:
-            module, shape, lengths = VaeEncoder(network), (3, height, width), {"image": 1, "first": 9, "next": 8}
+            module, shape, lengths = VaeEncoder(network), (3, height, width), ENCODER_CHUNKS
         found: dict[str, Footprint] = {}
         caches = None
         for graph, frames in lengths.items():

@@ -17,6 +17,10 @@ from reelquant.export.trace import GraphSpec, Inputs, cache_output, call
 from reelquant.runtime.positions import adds_positions
 
 COMPONENTS = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
+# Frames that each graph of the VAE's streams takes, in the order they run. A still image is a stream of one frame; a
+# clip's first chunk has nine, as in diffusers.
+DECODER_CHUNKS = {"first": 3, "next": 2}
+ENCODER_CHUNKS = {"image": 1, "first": 9, "next": 8}
 _CACHE_AXES = {3: "height", 4: "width"}
 
 
@@ -50,12 +54,9 @@ def component_graphs(checkpoint: Checkpoint, component: str, text_weights: str =
     elif component == "transformer":
         yield _transformer_graph(checkpoint.network("transformer"), checkpoint.config("transformer"))
     elif component == "vae_decoder":
-        yield from _stream(checkpoint.network("vae"), VaeDecoder, "latents", "frames", {"first": 3, "next": 2})
+        yield from _stream(checkpoint.network("vae"), VaeDecoder, "latents", "frames", DECODER_CHUNKS)
     elif component == "vae_encoder":
-        # A still image is a stream of one frame; a clip's first chunk has nine, as in diffusers.
-        yield from _stream(
-            checkpoint.network("vae"), VaeEncoder, "frames", "moments", {"image": 1, "first": 9, "next": 8}
-        )
+        yield from _stream(checkpoint.network("vae"), VaeEncoder, "frames", "moments", ENCODER_CHUNKS)
     else:
         raise ValueError(f"unknown component {component!r}")
 

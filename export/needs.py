@@ -35,7 +35,7 @@ class Held:
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Measured at CogVideoX's own widths (docs/benchmarks.md): what an engine takes with nothing loaded, in bytes, and
+    """Fitted at CogVideoX's own widths to what ``python -m benchmarks.memory`` prints: what an engine takes with nothing loaded, in bytes, and
     what each kind of graph holds. Files that it maps are counted, as the kernel counts them.
     """
 
@@ -176,10 +176,8 @@ def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> 
     for name, value in weights.items():
         if name == "patch_embed.pos_embedding":  # an input of the graph, in a file of its own
             continue
-        high = recipe is None or len(value.shape) != 2
-        quantized = (
-            not high and recipe is not None and isinstance(recipe.resolve(name.removesuffix(".weight")), Quantized)
-        )
+        matrix = name.removesuffix(".weight") if len(value.shape) == 2 else ""
+        quantized = recipe is not None and matrix and isinstance(recipe.resolve(matrix), Quantized)
         total += math.prod(value.shape) * (1 if quantized else 4)
     return total
 

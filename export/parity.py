@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from reelquant.export.graphs import Graph
 from reelquant.export.trace import GraphSpec, Inputs, call
-from reelquant.export.weights import Weight
+from reelquant.export.weights import Rounded
 from reelquant.quant.blockwise import blockwise
 from reelquant.runtime.errors import AccuracyError
 
@@ -51,8 +50,10 @@ def check_parity(graph: Graph, path: Path, component: str, precision: str = "fp3
     return worst
 
 
-def weights_error(spec: GraphSpec, exact: Mapping[str, Weight], inputs: Inputs) -> float:
-    """Relative L2 of what ``spec``'s own weights give for ``inputs`` against what ``exact`` ones do."""
+def rounding_error(spec: GraphSpec, inputs: Inputs) -> float:
+    """Relative L2 of what ``spec``'s rounded weights give for ``inputs`` against what the weights before it do."""
+    weights = spec.network.weights
+    exact = {name: weight.weight if isinstance(weight, Rounded) else weight for name, weight in weights.items()}
     wanted = call(replace(spec, network=replace(spec.network, weights=exact)), inputs)
     found = call(spec, inputs)
     return max(relative_l2(found[name].numpy(), value.numpy()) for name, value in wanted.items())

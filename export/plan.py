@@ -116,7 +116,7 @@ def describe(plan: Plan) -> Iterator[str]:
 def nearest_fit(
     checkpoint: Checkpoint, defaults: Defaults, choices: Choices, memory: int | None, disk: int
 ) -> Plan | None:
-    """The first of the ways to need less that fits: tiles, an INT8 text encoder, INT8, fewer frames, smaller frames."""
+    """The first of the ways to need less that fits: tiles, an INT8 text encoder, INT8, then fewer and smaller frames."""
     for candidate in _ways(choices, checkpoint):
         plan = make_plan(checkpoint, defaults, candidate)
         if not plan.lacks(memory, disk):

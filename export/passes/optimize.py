@@ -1,7 +1,7 @@
 """The tracer's leftovers removed: onnxscript's folding and rewriting, without ever touching a weight.
 
 ``onnxscript.optimizer.optimize_ir`` does the same with all of its rewriting rules; one that never matches here
-(slice_split) takes the square of the number of nodes, half a minute on a full-depth transformer.
+(slice_split) takes the square of the number of nodes.
 """
 
 from __future__ import annotations
@@ -11,42 +11,25 @@ import onnx_ir as ir
 from onnx_ir.passes import Sequential, common
 from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import RewritePass
-from onnxscript.rewriter.rules.common import (
-    add_0_rule,
-    cast_cast_rule,
-    collapse_slice2_rule,
-    collapse_slice_rule,
-    div_by_1_rule,
-    materialize_reshape_shape_rule,
-    mul_by_1_rule,
-    no_op_cast_rule,
-    no_op_expand_rule,
-    no_op_transpose_rule,
-    reshape_reshape_rule,
-    squeeze_reshape_1d_rule,
-    sub_0_rule,
-    transpose_transpose_rule,
-    two_reshapes_matmul_reshape_rule,
-    unsqueeze_unsqueeze_rule,
-)
+from onnxscript.rewriter.rules import common as rules
 
 _RULES = [
-    add_0_rule,
-    cast_cast_rule,
-    collapse_slice2_rule,
-    collapse_slice_rule,
-    div_by_1_rule,
-    materialize_reshape_shape_rule,
-    mul_by_1_rule,
-    no_op_cast_rule,
-    no_op_expand_rule,
-    no_op_transpose_rule,
-    reshape_reshape_rule,
-    squeeze_reshape_1d_rule,
-    sub_0_rule,
-    transpose_transpose_rule,
-    two_reshapes_matmul_reshape_rule,
-    unsqueeze_unsqueeze_rule,
+    rules.add_0_rule,
+    rules.cast_cast_rule,
+    rules.collapse_slice2_rule,
+    rules.collapse_slice_rule,
+    rules.div_by_1_rule,
+    rules.materialize_reshape_shape_rule,
+    rules.mul_by_1_rule,
+    rules.no_op_cast_rule,
+    rules.no_op_expand_rule,
+    rules.no_op_transpose_rule,
+    rules.reshape_reshape_rule,
+    rules.squeeze_reshape_1d_rule,
+    rules.sub_0_rule,
+    rules.transpose_transpose_rule,
+    rules.two_reshapes_matmul_reshape_rule,
+    rules.unsqueeze_unsqueeze_rule,
 ]
 
 
