@@ -18,8 +18,9 @@ from pathlib import Path
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS, Variant
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.needs import ENGINES, component_needs
+from reelquant.export.needs import component_needs
 from reelquant.export.trace_bundle import trace_bundle
+from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.sizes import Size
 
 COMPONENTS = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
@@ -39,7 +40,7 @@ def measured(bundle: Path, component: str, engine: str, size: Size, tiled: bool 
 def planned(checkpoint: Checkpoint, component: str, engine: str, size: Size, tiled: bool = False) -> int:
     """What the plan says: bytes."""
     need = component_needs(checkpoint, size, engine, tiled=tiled)[component]
-    return ENGINES[engine].process + need.memory
+    return ENGINE_MEMORY[engine].process + need.memory
 
 
 def prepared(work: Path, name: str, variant: Variant) -> tuple[Checkpoint, Path]:
@@ -58,7 +59,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="transformer blocks")
     parser.add_argument("--reduced", action="store_true", help="at reduced width")
     parser.add_argument("--component", action="append", choices=COMPONENTS, help="default: all that the variant has")
-    parser.add_argument("--engine", action="append", choices=ENGINES, help="default: all")
+    parser.add_argument("--engine", action="append", choices=ENGINE_MEMORY, help="default: all")
     parser.add_argument("--sizes", default="9x256x256", help="FRAMESxHEIGHTxWIDTH,…")
     parser.add_argument("--tiled", action="store_true", help="decode in tiles")
     parser.add_argument("--work", type=Path, default=Path("build/random"), help="where checkpoint and bundle are kept")
@@ -75,7 +76,7 @@ def main() -> None:
     for text in arguments.sizes.split(","):
         size = Size(*map(int, text.split("x")))
         for component in components:
-            for engine in arguments.engine or ENGINES:
+            for engine in arguments.engine or ENGINE_MEMORY:
                 peaks = measured(bundle, component, engine, size, arguments.tiled)
                 wanted = planned(checkpoint, component, engine, size, arguments.tiled)
                 row = {"component": component, "engine": engine, "size": text, "peak_bytes": max(peaks),

@@ -46,7 +46,7 @@ def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: boo
             plan.run({name: value for name, value in feeds.items() if name in plan.inputs})
     elif component == "vae_encoder":
         image = rng.standard_normal((1, 3, 1, size.height, size.width), dtype=np.float32)
-        VaeEncoder(bundle, engine, "image").encode_image(image)
+        VaeEncoder(bundle, engine).encode_image(image)
     else:
         latents = rng.standard_normal(shape, dtype=np.float32)
         peaks: list[int] = []

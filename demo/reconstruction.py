@@ -24,7 +24,7 @@ def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:
         from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 
         bundle = Bundle.open(path)
-        encoder, decoder = VaeEncoder(bundle, engine, "first", "next"), VaeDecoder(bundle, engine)
+        encoder, decoder = VaeEncoder(bundle, engine), VaeDecoder(bundle, engine)
         return lambda clip: np.concatenate([from_model(c) for c in decoder.decode(encoder.encode(to_model(clip)))])
     import torch
     from diffusers import AutoencoderKLCogVideoX

@@ -10,8 +10,8 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
 from reelquant.export.road import ExportPlan, export_checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
-from reelquant.quant.calibrate import CalibrationPlan
-from reelquant.quant.commands import OUT, PROMPTS, REPLACE, SEED, STEPS
+from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, OUT, PROMPTS, REPLACE, SEED, STEPS
 from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import ENGINE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.engine import check_engine
@@ -42,6 +42,8 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @PROMPTS
 @STEPS
 @SEED
+@CLIP_SIZE
+@CLIP_FRAMES
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
 @click.option("--tiled", is_flag=True, help="With --plan: for clips that are decoded in tiles.")
@@ -60,6 +62,8 @@ def export(
     prompts: int,
     steps: int,
     seed: int,
+    calibration_size: tuple[int, int] | None,
+    calibration_frames: int | None,
     work: Path | None,
     only_plan: bool,
     tiled: bool,
@@ -68,7 +72,8 @@ def export(
     as_json: bool,
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
-    plan = ExportPlan(precision, engine, size, frames, text_weights, data, CalibrationPlan(prompts, steps, seed))
+    sampling = CalibrationPlan(prompts, steps, seed, size=calibration_size, frames=calibration_frames)
+    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling)
 
     if only_plan:
         _print_plan(checkpoint, out, plan, tiled, as_json)
@@ -104,7 +109,8 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, tiled: bool, as_json: 
     checkpoint = Checkpoint.open(source)
     defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     size = Size(defaults.frames, defaults.height, defaults.width)
-    choices = Choices(size, plan.precision, plan.text_weights, check_engine(plan.engine), tiled)
+    calibration = plan.calibration.wanted_size(defaults, checkpoint.geometry)
+    choices = Choices(size, plan.precision, plan.text_weights, check_engine(plan.engine), tiled, calibration)
     needs = make_plan(checkpoint, defaults, choices)
     if as_json:
         print_json(needs.as_json())

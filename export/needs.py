@@ -13,53 +13,13 @@ from dataclasses import dataclass
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
+from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.numerics import Quantized
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
+from reelquant.runtime.engine_memory import ENGINE_MEMORY, Held
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tiles import tilings
-
-
-@dataclass(frozen=True)
-class Held:
-    """What running a graph holds in memory: so many times its weights' file, and its :class:`Footprint`'s figures."""
-
-    weights: float
-    live: float
-    scores: float = 0.0
-
-    def memory(self, file: int, footprint: Footprint) -> tuple[int, int]:
-        """Bytes of weights and of activations."""
-        return int(self.weights * file), int(self.live * footprint.live + self.scores * footprint.scores)
-
-
-@dataclass(frozen=True)
-class EngineMemory:
-    """Fitted at CogVideoX's own widths to what ``python -m benchmarks.memory`` prints: what an engine takes with nothing loaded, in bytes, and
-    what each kind of graph holds. Files that it maps are counted, as the kernel counts them.
-    """
-
-    process: int
-    high: Held
-    quantized: Held
-    vae: dict[str, Held]
-
-
-# OpenVINO maps the file and repacks its linears; its attention is fused. Both halves of a VAE stream stay loaded.
-ENGINES = {
-    "openvino": EngineMemory(
-        process=140_000_000,
-        high=Held(1.8, 2.5),
-        quantized=Held(1.15, 2.5),
-        vae={"first": Held(3.0, 2.33), "next": Held(4.7, 2.78), "image": Held(2.0, 4.61)},
-    ),
-    "onnxruntime": EngineMemory(
-        process=90_000_000,
-        high=Held(0.95, 4.6, 0.75),
-        quantized=Held(0.85, 4.6, 0.75),
-        vae={"first": Held(1.13, 1.63), "next": Held(2.75, 1.97), "image": Held(1.0, 1.78)},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -88,7 +48,7 @@ def component_needs(
     tiled: bool = False,
 ) -> dict[str, Need]:
     """Needs by component. FLOPs are of one clip of ``steps`` steps, ``batch`` 2 where it is guided."""
-    memory = ENGINES[engine]
+    memory = ENGINE_MEMORY[engine]
     configs = {name: checkpoint.config(name) for name in ("transformer", "text_encoder", "vae")}
     stored = {name: open_weights(checkpoint.path / name) for name in configs}
     frames, *rest = size.latent_shape(checkpoint.geometry)
@@ -109,7 +69,7 @@ def component_needs(
 
     def need(weights: Mapping[str, Stored], disk: int, held: Held, footprint: Footprint, flops: float) -> Need:
         parameters = sum(math.prod(value.shape) for value in weights.values())
-        return Need(parameters, disk, *held.memory(disk, footprint), flops)
+        return Need(parameters, disk, *held.memory(disk, footprint.live, footprint.scores), flops)
 
     halves = {
         half: {name: value for name, value in stored["vae"].items() if name.startswith(f"{half}.")}
@@ -143,6 +103,16 @@ def component_needs(
         encoder = halves["encoder"]
         needs["vae_encoder"] = need(encoder, _bytes(encoder), memory.vae["image"], image, tiles * image.flops)
     return needs
+
+
+def calibration_bytes(checkpoint: Checkpoint, size: Size) -> int:
+    """Memory that calibrating on clips of ``size`` takes at least: the transformer in float32, half a block at a time."""
+    config, frames, *rest = checkpoint.config("transformer"), *size.latent_shape(checkpoint.geometry)
+    shape = (frames + -frames % checkpoint.geometry.patch_t, *rest)
+    step = transformer_footprint(config, checkpoint.text_tokens, shape, batch=2)
+    memory = ENGINE_MEMORY[CalibrationPlan.engine]
+    _, activations = memory.high.memory(0, step.live, step.scores)
+    return memory.process + largest_block(checkpoint) + activations
 
 
 def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe | None, text_weights: str) -> int:

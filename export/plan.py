@@ -9,38 +9,43 @@ from pathlib import Path
 from typing import Any
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.needs import ENGINES, Need, bundle_bytes, component_needs, largest_block
+from reelquant.export.needs import Need, bundle_bytes, calibration_bytes, component_needs, largest_block
 from reelquant.quant.recipe import Recipe
+from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
-from reelquant.runtime.sizes import Size, checked
+from reelquant.runtime.positions import check_positions
+from reelquant.runtime.sizes import Size, checked, smaller_sizes
 
 TRACER = 800 << 20  # bytes: Python, torch and a full-depth graph without weights
-_SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)  # of frames and sides, that a nearest fit is looked for in
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user can change to make an export fit."""
+    """What a user can change to make an export fit; ``calibration`` is the size of the clips for it, if not ``size``."""
 
     size: Size
     precision: str = "fp32"
     text_weights: str = "fp32"
     engine: str = "openvino"
     tiled: bool = False
+    calibration: Size | None = None
 
     def options(self) -> str:
         """As the command line takes them."""
         text = f"--precision {self.precision} --text-weights {self.text_weights} "
         text += f"--size {self.size.height}x{self.size.width} --frames {self.size.frames}"
+        if self.precision != "fp32" and self.calibration and self.calibration != self.size:
+            clip = self.calibration
+            text += f" --calibration-size {clip.height}x{clip.width} --calibration-frames {clip.frames}"
         return text + (", and generate --tiled" if self.tiled else "")
 
 
 @dataclass(frozen=True)
 class Plan:
     """What ``choices`` need, in bytes: ``memory`` at a clip's worst moment, with one network in it at a time;
-    ``disk`` of the export's files, those it removes again counted.
+    ``disk`` of the export's files, those it removes again counted; ``calibration_memory`` 0 where none is due.
     """
 
     choices: Choices
@@ -50,6 +55,7 @@ class Plan:
     components: dict[str, Need]
     memory: int
     trace_memory: int
+    calibration_memory: int
     bundle: int
     disk: int
 
@@ -63,7 +69,7 @@ class Plan:
 
     def lacks(self, memory: int | None, disk: int) -> list[str]:
         """What of ``memory`` and ``disk`` (bytes free) is too little, in words."""
-        wanted = max(self.memory, self.trace_memory)
+        wanted = max(self.memory, self.trace_memory, self.calibration_memory)
         lacking = []
         if memory is not None and wanted > memory:
             lacking.append(f"{wanted / 1e9:.1f} GB of memory where {memory / 1e9:.1f} are free")
@@ -88,8 +94,9 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
         video_tokens=size.video_tokens(geometry),
         text_tokens=checkpoint.text_tokens,
         components=needs,
-        memory=ENGINES[choices.engine].process + max(need.memory for need in needs.values()),
+        memory=ENGINE_MEMORY[choices.engine].process + max(need.memory for need in needs.values()),
         trace_memory=TRACER + 2 * largest_block(checkpoint),
+        calibration_memory=calibration_bytes(checkpoint, choices.calibration or size) if recipe else 0,
         bundle=bundle,
         disk=bundle + (traced if recipe else 0),
     )
@@ -110,6 +117,12 @@ def describe(plan: Plan) -> Iterator[str]:
         f"memory: {plan.memory / 1e9:.2f} GB for a clip on {plan.choices.engine}, one network at a time"
         f"{', decoded in tiles' if plan.choices.tiled else ''}; {plan.trace_memory / 1e9:.2f} GB for tracing"
     )
+    if plan.calibration_memory:
+        clip = plan.choices.calibration or size
+        yield (
+            f"calibration: {plan.calibration_memory / 1e9:.2f} GB of memory, on clips of {clip.frames} frames of "
+            f"{clip.height}x{clip.width}"
+        )
     yield f"disk: {plan.bundle / 1e9:.2f} GB for the bundle, {plan.disk / 1e9:.2f} GB while it is made"
 
 
@@ -117,6 +130,7 @@ def nearest_fit(
     checkpoint: Checkpoint, defaults: Defaults, choices: Choices, memory: int | None, disk: int
 ) -> Plan | None:
     """The first of the ways to need less that fits: tiles, an INT8 text encoder, INT8, then fewer and smaller frames."""
+    choices = replace(choices, calibration=_calibration_that_fits(checkpoint, choices, memory))
     for candidate in _ways(choices, checkpoint):
         plan = make_plan(checkpoint, defaults, candidate)
         if not plan.lacks(memory, disk):
@@ -155,14 +169,25 @@ def _ways(choices: Choices, checkpoint: Checkpoint) -> Iterator[Choices]:
     if choices.precision == "fp32":
         choices = replace(choices, precision="int8")
         yield choices
-    geometry, size = checkpoint.geometry, choices.size
-    for share in _SHARES:
-        count = int((size.frames - 1) * share) // geometry.frame_step * geometry.frame_step
-        height, width = (
-            max(1, round(side * share / geometry.pixel_step)) * geometry.pixel_step
-            for side in (size.height, size.width)
-        )
-        try:
-            yield replace(choices, size=checked(Size(1 + max(count, geometry.frame_step), height, width), geometry))
-        except BadInput:
-            continue
+    for size in smaller_sizes(choices.size, checkpoint.geometry):
+        if _possible(checkpoint, size):
+            yield replace(choices, size=size)
+
+
+def _calibration_that_fits(checkpoint: Checkpoint, choices: Choices, memory: int | None) -> Size:
+    """The size that was chosen, or the first smaller one that ``memory`` (bytes) is enough for."""
+    wanted = choices.calibration or choices.size
+    if memory is None:
+        return wanted
+    sizes = [wanted, *smaller_sizes(wanted, checkpoint.geometry)]
+    fits = (size for size in sizes if _possible(checkpoint, size) and calibration_bytes(checkpoint, size) <= memory)
+    return next(fits, wanted)
+
+
+def _possible(checkpoint: Checkpoint, size: Size) -> bool:
+    try:
+        checked(size, checkpoint.geometry)
+        check_positions(checkpoint.config("transformer"), *size.latent_shape(checkpoint.geometry)[2:])
+    except BadInput:
+        return False
+    return True

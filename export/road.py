@@ -9,8 +9,9 @@ from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_versions, trace_bundle
-from reelquant.quant.calibrate import CalibrationPlan, calibrate, hash_prompts
+from reelquant.quant.calibrate import calibrate, hash_prompts
 from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
@@ -20,6 +21,7 @@ from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 
 
@@ -72,6 +74,9 @@ def export_checkpoint(
         data.first(prompts)
         if checkpoint.task == "i2v":
             data.images_for(prompts)
+        defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
+        config = checkpoint.config("transformer")
+        plan.calibration.clip_size(defaults, checkpoint.geometry, config, checkpoint.text_tokens)
         data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
     if recipe is None and work is None:
         say(f"trace {source}")
@@ -126,11 +131,16 @@ def _calibrated(
     say: Callable[[str], None],
     progress: Progress,
 ) -> Ranges:
+    manifest = fp32.manifest
+    size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
     try:
         ranges = Ranges.load(path)
         made = ranges.provenance
-        wanted = (fp32.digest, plan.prompts, plan.steps, plan.seed, hash_prompts(data.first(plan.prompts)))
-        if (made.source_digest, made.prompts, made.steps, made.seed, made.prompts_sha256) == wanted:
+        sampled = (made.prompts, made.steps, made.seed, Size(made.frames, made.height, made.width))
+        if (made.source_digest, made.prompts_sha256) == (
+            fp32.digest,
+            hash_prompts(data.first(plan.prompts)),
+        ) and sampled == (plan.prompts, plan.steps, plan.seed, size):
             say(f"calibrate: {path} is up to date ({ranges.summary})")
             return ranges
     except BundleError:

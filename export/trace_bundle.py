@@ -10,10 +10,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from reelquant.export.caches import check_in_place
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.graphs import COMPONENTS, Graph, component_graphs
 from reelquant.export.parity import check_parity, rounding_error
 from reelquant.export.passes.attach_weights import attach_weights, fold_transposed_weights
+from reelquant.export.passes.early_caches import compute_caches_early
 from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.passes.optimize import optimize
 from reelquant.export.trace import trace
@@ -134,6 +136,9 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weight
         }
         if name == "text_encoder":
             passes[graph.spec.name]["store_weights"] = _store_weights(graph, model, text_weights)
+        if name.startswith("vae"):
+            passes[graph.spec.name]["early_caches"] = compute_caches_early(model)
+            check_in_place(model)
         models[graph.spec.name] = model
     files = save_graphs(folder / name, models)
     return Component(

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from reelquant.quant.blockwise import blockwise
 from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
@@ -27,6 +28,7 @@ from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
 from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
+from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.memory import available_memory
 from reelquant.runtime.pipeline import Pipeline
@@ -36,21 +38,12 @@ from reelquant.runtime.request import Request
 _SPARE = 2 << 30  # for activations and everything else
 
 
-@dataclass(frozen=True)
-class CalibrationPlan:
-    """How much is sampled: ``prompts`` clips of ``steps`` steps each give 2 · prompts · steps samples."""
-
-    prompts: int = 8
-    steps: int = 10
-    seed: int = 0
-    engine: str = "onnxruntime"
-
-
 def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, progress: Progress = SILENT) -> Ranges:
     """Observe the input of every linear of the transformer.
 
     Raises:
-        BadInput: too few prompts or images, a prompt too long for the model, guidance is off, or the bundle is already quantized.
+        BadInput: too few prompts or images, a prompt too long for the model, guidance is off, the bundle is already
+            quantized, or clips of the plan's size cannot be made here.
     """
     manifest = bundle.manifest
     if manifest.precision != "fp32":
@@ -59,6 +52,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         raise BadInput(f"{bundle.path} has guidance off, so it has no unconditional half to calibrate")
     prompts = data.first(plan.prompts)
     images = data.images_for(plan.prompts) if manifest.task == "i2v" else [None] * plan.prompts
+    size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
     pipeline = Pipeline(bundle, plan.engine)
     data.check_tokens(plan.prompts, pipeline.tokenizer)
     with _observed_transformer(bundle, plan.engine) as recorder:
@@ -66,7 +60,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         with progress.stage("calibrate", plan.prompts) as advance:
             for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
                 recorder.prompt = number
-                request = Request(prompt, image, seed=plan.seed + number, steps=plan.steps)
+                request = Request(prompt, image, seed=plan.seed + number, steps=plan.steps, **asdict(size))
                 pipeline.sample(request, pipeline.settings(request))
                 advance()
     provenance = Provenance(
@@ -75,6 +69,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         prompts=plan.prompts,
         prompts_sha256=hash_prompts(prompts),
         steps=plan.steps,
+        **asdict(size),
         engine=plan.engine,
         engine_version=engine_version(plan.engine),
         source_digest=bundle.digest,
@@ -142,17 +137,17 @@ def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
         observed = folder / "observed.onnx"
         ir.save(model, observed)
         _link(path.parent / WEIGHTS, observed.parent / WEIGHTS)
-        if fits((path.parent / WEIGHTS).stat().st_size):
+        if fits((path.parent / WEIGHTS).stat().st_size, engine):
             yield _Recorder(open_plan(engine, observed))
         else:
             with blockwise(observed, engine) as plan:
                 yield _Recorder(plan)
 
 
-def fits(weights: int) -> bool:
-    """Whether an engine can hold float32 ``weights`` (bytes) in memory here: it keeps them twice, read and repacked."""
+def fits(weights: int, engine: str) -> bool:
+    """Whether ``engine`` can hold float32 ``weights`` (bytes) in memory here."""
     available = available_memory()
-    return available is None or 2 * weights + _SPARE < available
+    return available is None or ENGINE_MEMORY[engine].high.weights * weights + _SPARE < available
 
 
 def _link(source: Path, target: Path) -> None:

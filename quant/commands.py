@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from reelquant.quant.calibrate import CalibrationPlan
 from reelquant.quant.calibrate import calibrate as run_calibration
 from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown
+from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
@@ -32,6 +32,8 @@ STEPS = click.option(
 SEED = click.option(
     "--seed", type=click.IntRange(0), default=CalibrationPlan.seed, show_default=True, help="Calibration seed."
 )
+CLIP_SIZE = size_option("Size of the calibration clips [default: the bundle's].", "--calibration-size")
+CLIP_FRAMES = click.option("--calibration-frames", type=int, help="Their number of frames [default: the bundle's].")
 REPLACE = click.option("--replace", is_flag=True, help="Replace OUT when it exists, once the new one is whole.")
 
 
@@ -44,6 +46,8 @@ REPLACE = click.option("--replace", is_flag=True, help="Replace OUT when it exis
 @PROMPTS
 @STEPS
 @SEED
+@CLIP_SIZE
+@CLIP_FRAMES
 @click.option(
     "--engine", default=CalibrationPlan.engine, show_default=True, metavar="NAME", help="What runs the graphs."
 )
@@ -57,6 +61,8 @@ def calibrate(
     prompts: int,
     steps: int,
     seed: int,
+    calibration_size: tuple[int, int] | None,
+    calibration_frames: int | None,
     engine: str,
     replace: bool,
     quiet: bool,
@@ -65,7 +71,7 @@ def calibrate(
     """Run BUNDLE (fp32) over prompts and timesteps, and write the ranges of its activations to the folder OUT."""
     if out.exists() and not replace:
         raise BadInput(f"{out} exists; choose another name, or --replace it")
-    plan = CalibrationPlan(prompts, steps, seed, engine)
+    plan = CalibrationPlan(prompts, steps, seed, engine, calibration_size, calibration_frames)
     with Progress(shown(quiet)) as progress:
         ranges = run_calibration(Bundle.open(bundle), CalibrationData.load(data), plan, progress)
     ranges.save(out, replace)

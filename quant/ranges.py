@@ -35,6 +35,9 @@ class Provenance:
     prompts: int
     prompts_sha256: str
     steps: int
+    frames: int
+    height: int
+    width: int
     engine: str
     engine_version: str
     source_digest: str

@@ -68,9 +68,7 @@ class Bundle:
         except KeyError:
             raise BundleError(f"{self.path} has no graph {component}/{graph}; export it again") from None
 
-    def open_graphs(
-        self, component: str, engine: str, *names: str, threads: int | None = None, lean: bool = False
-    ) -> dict[str, Plan]:
+    def open_graphs(self, component: str, engine: str, *names: str, threads: int | None = None) -> dict[str, Plan]:
         """Check the component's files against their hashes, then load the named graphs (all when none is named).
 
         Raises:
@@ -79,7 +77,7 @@ class Bundle:
         known = self.manifest.components.get(component)
         paths = {name: self.graph(component, name) for name in names or (known.graphs if known else ["main"])}
         self.check_hashes(lambda file: file.startswith(f"{component}/"))
-        return {name: open_plan(engine, path, threads, lean) for name, path in paths.items()}
+        return {name: open_plan(engine, path, threads) for name, path in paths.items()}
 
     def check_hashes(self, wanted: Callable[[str], bool] = lambda _: True) -> int:
         """Compare the wanted files with the manifest and return how many there were.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -33,6 +34,18 @@ class Plan(Protocol):
 
         Raises:
             EngineError: the engine gave up.
+        """
+        ...
+
+
+class EnginePlan(Plan, Protocol):
+    """A plan whose results can be put into arrays that are there."""
+
+    def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
+        """As a plan's ``run``; the outputs that ``into`` names are written into its arrays.
+
+        Those are C-contiguous and of the output's shape and dtype. Such an array may be fed too, where the graph computes
+        that output from what it has read of that input.
         """
         ...
 
@@ -68,16 +81,16 @@ def engine_version(name: str) -> str:
     return str(engine_module(name).version())
 
 
-def open_plan(engine: str, graph: Path, threads: int | None = None, lean: bool = False) -> Plan:
-    """Load an ONNX graph on an engine; with ``lean`` it takes less memory and more time, and gives back after every
-    run what that took.
+def open_plan(engine: str, graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:
+    """Load an ONNX graph on an engine; with ``lean`` it takes less memory, and more time where shapes change from run to
+    run.
 
     Raises:
         BadInput: the engine is unknown.
         MissingExtra: its package is not installed.
         BundleError: the engine refuses the graph.
     """
-    plan: Plan = engine_module(engine).open(graph, threads=threads, lean=lean)
+    plan: EnginePlan = engine_module(engine).open(graph, threads=threads, lean=lean)
     return plan
 
 

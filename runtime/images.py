@@ -68,8 +68,10 @@ def to_model(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.ascontiguousarray(scaled.transpose(3, 0, 1, 2)[None])
 
 
-def from_model(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+def from_model(x: NDArray[np.float32], first: int = 0) -> NDArray[np.uint8]:
     """float32 [1, 3, f, h, w], -1…1 and clipped to that → uint8 [f, h, w, 3], rounded half to even.
+
+    ``first`` is the number in its clip of the first of them, for the error.
 
     Raises:
         AccuracyError: a value is NaN or infinite.
@@ -79,7 +81,9 @@ def from_model(x: NDArray[np.float32]) -> NDArray[np.uint8]:
     for i in range(frames):
         frame = x[0, :, i].transpose(1, 2, 0)
         if not np.isfinite(frame).all():
-            raise AccuracyError(f"frame {i} of the decoded clip has NaN or infinite values; the clip cannot be used")
+            raise AccuracyError(
+                f"frame {first + i} of the decoded clip has NaN or infinite values; the clip cannot be used"
+            )
         clip[i] = np.rint(np.clip(frame * 0.5 + 0.5, 0, 1) * 255)
     return clip
 

@@ -131,7 +131,7 @@ class Pipeline:
         if request.image is not None:
             image_latents = self._encode_image(request, settings.size, shape, rng, progress)
         start = None if request.video is None else self._encode_video(request, settings.size, rng, progress)
-        self._done_with("text_encoder", "vae_encoder", "vae_encoder_clip")
+        self._done_with("text_encoder", "vae_encoder")
         fixed = self._fixed_inputs(shape)
         condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents, fixed)
         transformer = self._plan("transformer")
@@ -174,8 +174,14 @@ class Pipeline:
         decoder: VaeDecoder = self._load(
             "vae_decoder", lambda: VaeDecoder(self.bundle, self.engine, self._threads, self._tiled)
         )
+        size = Size.of_latents(latents.shape, self.bundle.manifest.geometry)
+        frames = np.empty((size.frames, size.height, size.width, 3), np.uint8)
         with self.timer("decode"), progress.stage("decode", decoder.chunks(latents)) as advance:
-            return np.concatenate([from_model(chunk) for chunk in decoder.decode(latents, advance)])
+            done = 0
+            for chunk in decoder.decode(latents, advance):
+                frames[done : done + chunk.shape[2]] = from_model(chunk, done)
+                done += chunk.shape[2]
+        return frames
 
     def replace_transformer(self, plan: Plan) -> None:
         """Denoise with ``plan`` from now on; calibration puts its observed graph here."""
@@ -202,10 +208,7 @@ class Pipeline:
             raise BadInput(f"the image array is not uint8 [{size.height}, {size.width}, 3]")
         drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
         noise = drawn if request.image_noise is None else _same_shape(request.image_noise, (1, *shape[1:]))
-        encoder = self._load(
-            "vae_encoder",
-            lambda: VaeEncoder(self.bundle, self.engine, "image", threads=self._threads, tiled=self._tiled),
-        )
+        encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
             latents[:1] = encoder.encode_image(to_model(image[None]), noise)
@@ -223,14 +226,17 @@ class Pipeline:
         shape = size.latent_shape(self.bundle.manifest.geometry)
         drawn = rng.standard_normal(shape, dtype=np.float32)
         noise = drawn if request.image_noise is None else _same_shape(request.image_noise, shape)
-        encoder = self._load(
-            "vae_encoder_clip",
-            lambda: VaeEncoder(self.bundle, self.engine, "first", "next", threads=self._threads, tiled=self._tiled),
-        )
+        encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents: Floats = encoder.encode(to_model(resized(frames[: size.frames], size.height, size.width)), noise)
             advance()
         return latents
+
+    def _vae_encoder(self) -> VaeEncoder:
+        encoder: VaeEncoder = self._load(
+            "vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, self._threads, self._tiled)
+        )
+        return encoder
 
     def _plan(self, component: str) -> Plan:
         def load() -> Plan:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reelquant.runtime.errors import BadInput
+
+_SHARES = (7 / 8, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4, 1 / 8)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Size:
     height: int
     width: int
 
+    @classmethod
+    def of_latents(cls, shape: tuple[int, ...], geometry: Geometry) -> Size:
+        """Of the clip that latents of ``shape`` [latent_frames, channels, h, w] become."""
+        frames, _, height, width = shape
+        return cls((frames - 1) * geometry.temporal + 1, height * geometry.spatial, width * geometry.spatial)
+
     def latent_frames(self, geometry: Geometry) -> int:
         return (self.frames - 1) // geometry.temporal + 1
 
@@ -74,6 +83,19 @@ def checked(size: Size, geometry: Geometry) -> Size:
     if size.frames != nearest:
         raise BadInput(f"{size.frames} frames is not {step}N+1 from {1 + step} to {most}; the nearest is {nearest}")
     return size
+
+
+def smaller_sizes(size: Size, geometry: Geometry) -> Iterator[Size]:
+    """Ever smaller sizes that the model can make: at each share of ``size`` fewer frames, then smaller frames too."""
+    for share in _SHARES:
+        count = int((size.frames - 1) * share) // geometry.frame_step * geometry.frame_step
+        frames = 1 + max(count, geometry.frame_step)
+        height, width = (
+            max(1, round(side * share / geometry.pixel_step)) * geometry.pixel_step
+            for side in (size.height, size.width)
+        )
+        yield Size(frames, size.height, size.width)
+        yield Size(frames, height, width)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -69,60 +69,25 @@ def tile_count(latents: Floats, tiling: tuple[Tiling, Tiling]) -> int:
 
 
 def decode_tiled(
-    decode: DecodeStream,
-    latents: Floats,
-    tiling: tuple[Tiling, Tiling],
-    scale: int,
-    advance: Callable[[], None] = lambda: None,
+    decode: DecodeStream, latents: Floats, tiling: tuple[Tiling, Tiling], advance: Callable[[], None] = lambda: None
 ) -> Iterator[Floats]:
     """Yield chunks float32 [1, 3, frames, height, width], after all tiles are decoded.
 
-    ``decode`` makes such chunks of latents [latent_frames, channels, h, w]; ``scale`` is pixels per latent cell;
-    ``advance`` is called after every chunk of every tile.
+    ``decode`` makes such chunks of latents [latent_frames, channels, h, w]; ``advance`` is called after every chunk of
+    every tile.
     """
-    rows, columns = tiling
-    height, width = (side * scale for side in latents.shape[2:])
-    with tempfile.TemporaryDirectory(prefix="reelquant-tiles-") as scratch:
-        store = _Store(Path(scratch))
-        whole: Floats | None = None
-        lengths: list[int] = []
-        above: dict[int, Floats] = {}
-        for i, top in enumerate(range(0, latents.shape[2], rows.stride)):
-            below: dict[int, Floats] = {}
-            left: Floats | None = None
-            for j, start in enumerate(range(0, latents.shape[3], columns.stride)):
-                part = latents[:, :, top : top + rows.tile, start : start + columns.tile]
-                bottom = right = None
-                done, lengths = 0, []
-                for chunk in decode(np.ascontiguousarray(part)):
-                    tile = chunk[0]
-                    frames = slice(done, done + tile.shape[1])
-                    if whole is None:
-                        total = (len(latents) - 3) // 2 * 8 + 9
-                        whole = store.array((3, total, height, width))
-                    if bottom is None or right is None:
-                        bottom = store.array((3, whole.shape[1], min(rows.blend, tile.shape[2]), tile.shape[3]))
-                        right = store.array((3, whole.shape[1], tile.shape[2], min(columns.blend, tile.shape[3])))
-                    if i:
-                        _blend(above[j][:, frames], tile, axis=2)
-                    if left is not None:
-                        _blend(left[:, frames], tile, axis=3)
-                    bottom[:, frames] = tile[:, :, tile.shape[2] - bottom.shape[2] :]
-                    right[:, frames] = tile[:, :, :, tile.shape[3] - right.shape[3] :]
-                    kept = tile[:, :, : rows.kept, : columns.kept]
-                    y, x = i * rows.kept, j * columns.kept
-                    whole[:, frames, y : y + kept.shape[2], x : x + kept.shape[3]] = kept
-                    lengths.append(tile.shape[1])
-                    done = frames.stop
+    with tempfile.TemporaryDirectory(prefix="reelquant-tiles-") as folder:
+        done: dict[tuple[int, int], int] = {}  # chunks of each tile
+        for i, top in enumerate(range(0, latents.shape[2], tiling[0].stride)):
+            for j, left in enumerate(range(0, latents.shape[3], tiling[1].stride)):
+                part = latents[:, :, top : top + tiling[0].tile, left : left + tiling[1].tile]
+                for number, chunk in enumerate(decode(np.ascontiguousarray(part))):
+                    np.save(Path(folder, f"{i}.{j}.{number}.npy"), chunk)
+                    done[i, j] = number + 1
                     advance()
-                assert bottom is not None
-                below[j], left = bottom, right
-            above = below
-        assert whole is not None
-        done = 0
-        for length in lengths:
-            yield np.array(whole[None, :, done : done + length])
-            done += length
+        for number in range(done[0, 0]):
+            tiles = (np.load(Path(folder, f"{i}.{j}.{number}.npy")) for i, j in done)
+            yield _joined(tiles, max(j for _, j in done) + 1, tiling)
 
 
 def encode_tiled(encode: Callable[[Floats], Floats], frames: Floats, tiling: tuple[Tiling, Tiling]) -> Floats:
@@ -130,40 +95,37 @@ def encode_tiled(encode: Callable[[Floats], Floats], frames: Floats, tiling: tup
 
     ``encode`` makes the moments of one tile.
     """
-    rows, columns = tiling
-    lines: list[Floats] = []
+    lefts = range(0, frames.shape[4], tiling[1].stride)
+    tiles = (
+        encode(np.ascontiguousarray(frames[:, :, :, top : top + tiling[0].tile, left : left + tiling[1].tile]))
+        for top in range(0, frames.shape[3], tiling[0].stride)
+        for left in lefts
+    )
+    return _joined(tiles, len(lefts), tiling)
+
+
+def _joined(tiles: Iterator[Floats], columns: int, tiling: tuple[Tiling, Tiling]) -> Floats:
+    """One array [1, channels, frames, height, width] of tiles that come row by row, blended where they overlap."""
+    rows: list[Floats] = []
     above: list[Floats] = []
-    for top in range(0, frames.shape[3], rows.stride):
-        line: list[Floats] = []
-        for j, start in enumerate(range(0, frames.shape[4], columns.stride)):
-            part = frames[:, :, :, top : top + rows.tile, start : start + columns.tile]
-            tile = encode(np.ascontiguousarray(part))[0]
-            if above:
-                _blend(above[j][:, :, max(above[j].shape[2] - rows.blend, 0) :], tile, axis=2)
-            if line:
-                _blend(line[-1][:, :, :, max(line[-1].shape[3] - columns.blend, 0) :], tile, axis=3)
-            line.append(tile)
-        lines.append(np.concatenate([tile[:, :, : rows.kept, : columns.kept] for tile in line], axis=3))
-        above = line
-    return np.concatenate(lines, axis=2)[None]
+    line: list[Floats] = []
+    for tile in tiles:
+        if above:
+            _blend(above[len(line)], tile, 3, tiling[0].blend)
+        if line:
+            _blend(line[-1], tile, 4, tiling[1].blend)
+        line.append(tile)
+        if len(line) == columns:
+            rows.append(np.concatenate([each[..., : tiling[0].kept, : tiling[1].kept] for each in line], axis=4))
+            above, line = line, []
+    return np.concatenate(rows, axis=3)
 
 
-def _blend(before: Floats, tile: Floats, axis: int) -> None:
-    """Fade ``before``'s last rows (or columns) into ``tile``'s first ones, in place."""
-    extent = min(before.shape[axis], tile.shape[axis])
-    weight = (np.arange(extent) / extent).astype(np.float32).reshape(-1, *([1] * (3 - axis)))
+def _blend(before: Floats, tile: Floats, axis: int, extent: int) -> None:
+    """Fade the last ``extent`` rows (or columns) of ``before`` into ``tile``'s first ones, in place."""
+    extent = min(before.shape[axis], tile.shape[axis], extent)
+    weight = (np.arange(extent) / extent).astype(np.float32).reshape(-1, *([1] * (4 - axis)))
     ends = [slice(None)] * axis
     a = before[(*ends, slice(before.shape[axis] - extent, None))]
     b = tile[(*ends, slice(0, extent))]
     b[...] = a * (1 - weight) + b * weight
-
-
-class _Store:
-    """Arrays in temporary files, deleted with their folder: pages that memory is short of can go to disk."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._count = folder, 0
-
-    def array(self, shape: tuple[int, ...]) -> Floats:
-        self._count += 1
-        return np.memmap(self._folder / f"{self._count}.f32", np.float32, "w+", shape=shape)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Plan
+from reelquant.runtime.engine import EnginePlan, open_plan
 from reelquant.runtime.tiles import decode_tiled, encode_tiled, tile_count, tilings
 
 Floats = NDArray[np.float32]
@@ -22,14 +21,12 @@ class VaeDecoder:
     """
 
     def __init__(self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False) -> None:
-        # Lean, or what the first chunk took would still be held while the later ones run.
-        self._plans = bundle.open_graphs("vae_decoder", engine, "first", "next", threads=threads, lean=True)
-        self._pixels = bundle.manifest.geometry.spatial
-        self._tiling = tilings(bundle.manifest.vae, self._pixels) if tiled else None
+        self._graphs = _Graphs(bundle, "vae_decoder", engine, threads)
+        self._tiling = tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial) if tiled else None
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
 
     def chunks(self, latents: Floats) -> int:
-        """How many chunks :meth:`decode` computes, those of all tiles counted."""
+        """How many chunks :meth:`decode` computes of latents [latent_frames, channels, h, w], those of all tiles counted."""
         tiles = tile_count(latents, self._tiling) if self._tiling and self._exceeds(latents) else 1
         return (len(latents) - 1) // 2 * tiles
 
@@ -44,7 +41,7 @@ class VaeDecoder:
         if len(latents) < 3 or len(latents) % 2 == 0:
             raise ValueError(f"{len(latents)} latent frames; the stream takes an odd number from 3")
         if self._tiling and self._exceeds(latents):
-            yield from decode_tiled(self._whole, latents, self._tiling, self._pixels, advance)
+            yield from decode_tiled(self._whole, latents, self._tiling, advance)
             return
         for chunk in self._whole(latents):
             advance()
@@ -52,7 +49,7 @@ class VaeDecoder:
 
     def _whole(self, latents: Floats) -> Iterator[Floats]:
         x = latents.transpose(1, 0, 2, 3)[None] * self._scale
-        return _stream(self._plans, "latents", "frames", _chunks(x, 3, 2))
+        return _stream(self._graphs, "latents", "frames", _chunks(x, 3, 2))
 
     def _exceeds(self, latents: Floats) -> bool:
         assert self._tiling
@@ -62,10 +59,8 @@ class VaeDecoder:
 class VaeEncoder:
     """Frames → scaled latents. A still image is a stream of one frame; ``tiled`` is as the decoder's."""
 
-    def __init__(
-        self, bundle: Bundle, engine: str, *graphs: str, threads: int | None = None, tiled: bool = False
-    ) -> None:
-        self._plans = bundle.open_graphs("vae_encoder", engine, *graphs, threads=threads, lean=True)
+    def __init__(self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False) -> None:
+        self._graphs = _Graphs(bundle, "vae_encoder", engine, threads)
         vae = bundle.manifest.vae
         self._tiling = tilings(vae, bundle.manifest.geometry.spatial, "encoder") if tiled else None
         scale = float(vae["scaling_factor"])
@@ -79,8 +74,10 @@ class VaeEncoder:
         ``noise``, of the latents' shape, samples the posterior as the pipelines do; without it its mean is returned.
         """
 
+        plan = self._graphs.open("image")
+
         def whole(tile: Floats) -> Floats:
-            return np.asarray(self._plans["image"].run({"frames": tile})["moments"])
+            return np.asarray(plan.run({"frames": tile})["moments"])
 
         return self._sample(self._moments(whole, image), noise) * self._image_scale
 
@@ -88,7 +85,7 @@ class VaeEncoder:
         """Return scaled latents [latent_frames, channels, h, w] of a clip [1, 3, 8N+1, height, width]."""
 
         def whole(tile: Floats) -> Floats:
-            return np.concatenate(list(_stream(self._plans, "frames", "moments", _chunks(tile, 9, 8))), axis=2)
+            return np.concatenate(list(_stream(self._graphs, "frames", "moments", _chunks(tile, 9, 8))), axis=2)
 
         return self._sample(self._moments(whole, frames), noise) * self._scale
 
@@ -110,10 +107,24 @@ def _chunks(x: Floats, first: int, later: int) -> Iterator[Floats]:
         yield np.ascontiguousarray(x[:, :, start : start + later])
 
 
-def _stream(plans: Mapping[str, Plan], name: str, output: str, chunks: Iterator[Floats]) -> Iterator[Floats]:
-    caches: dict[str, Any] = {}
+def _stream(graphs: _Graphs, name: str, output: str, chunks: Iterator[Floats]) -> Iterator[Floats]:
+    results = graphs.open("first").run({name: next(chunks)})
+    yield results.pop(output)
+    caches = {key.removeprefix("next_"): value for key, value in results.items()}
+    # Each chunk's caches are written over those that it was given: there is one set of them, however long the clip.
+    into = results
+    plan: EnginePlan | None = None
     for chunk in chunks:
-        plan = plans["next" if caches else "first"]
-        results = plan.run({name: chunk, **caches})
-        yield results.pop(output)
-        caches = {key.removeprefix("next_"): value for key, value in results.items()}
+        plan = plan or graphs.open("next")
+        yield plan.run({name: chunk, **caches}, into)[output]
+
+
+class _Graphs:
+    """The checked graphs of a component, loaded where they are used and given up after: the memory of one at a time."""
+
+    def __init__(self, bundle: Bundle, component: str, engine: str, threads: int | None) -> None:
+        self._bundle, self._component, self._engine, self._threads = bundle, component, engine, threads
+        bundle.check_hashes(lambda file: file.startswith(f"{component}/"))
+
+    def open(self, name: str) -> EnginePlan:
+        return open_plan(self._engine, self._bundle.graph(self._component, name), self._threads, lean=True)

@@ -24,6 +24,8 @@ Capture = pytest.CaptureFixture[str]
         ("--frames 0", "0 frames is not 8N+1 from 9 to 49; the nearest is 9"),
         ("--precision int8 --data none", "no calibration data in none"),
         ("--precision int8 --prompts 99", "calibration data general has 32 prompts; 99 cannot be used"),
+        ("--precision int8 --data demo --calibration-size 100x96", "height 100 is not a positive multiple of 16"),
+        ("--precision int8 --data demo --calibration-frames 0", "0 frames is not 8N+1 from 9 to 49; the nearest is 9"),
         ("--precision int8", "calibration data general has 0 images for 8 prompts; put PNG"),
     ],
 )

@@ -38,7 +38,7 @@ def ranges(tiny_bundle: TinyBundleMaker, tmp_path: Path) -> Path:
     """Ranges that belong to the tiny bundle."""
     bundle = tiny_bundle("t2v")
     low = {"text": np.full(2, -1, np.float32)}
-    made = Provenance("t2v", 0, 1, "ab" * 32, 1, "onnxruntime", "1", bundle.digest)
+    made = Provenance("t2v", 0, 1, "ab" * 32, 1, 9, 32, 48, "onnxruntime", "1", bundle.digest)
     samples = Samples(np.zeros(2, np.int64), np.arange(2) == 0, np.zeros(2, np.int64))
     Ranges(made, samples, low, {"text": -low["text"]}).save(tmp_path / "ranges")
     return tmp_path / "ranges"

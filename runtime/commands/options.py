@@ -24,11 +24,11 @@ TILED = click.option(
 THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads [default: the engine's choice].")
 
 
-def size_option(help: str) -> Callable[[Any], Any]:
+def size_option(help: str, name: str = "--size") -> Callable[[Any], Any]:
     def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
         return None if value is None else parse_size(value)
 
-    return click.option("--size", callback=parse, metavar="HEIGHTxWIDTH", help=help)
+    return click.option(name, callback=parse, metavar="HEIGHTxWIDTH", help=help)
 
 
 def print_json(value: Any) -> None:

@@ -3,30 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engine import Array, Feeds, Plan, run_failed
+from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
 
 
 class _OnnxRuntimePlan:
-    def __init__(self, session: Any, graph: Path, lean: bool) -> None:
+    def __init__(self, session: Any, graph: Path) -> None:
         self._session, self._graph = session, graph
-        self._options = _module().RunOptions()
-        if lean:
-            self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
+    def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
         arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}
         try:
-            results = self._session.run(None, arrays, self._options)
+            results = self._bound(arrays, into) if into else self._session.run(None, arrays)
         except Exception as error:  # onnxruntime's exception classes share no public base but Exception
             raise run_failed("ONNX Runtime", self._graph, error) from error
         return dict(zip(self.outputs, results, strict=True))
+
+    def _bound(self, arrays: Feeds, into: Feeds) -> list[Array]:
+        binding = self._session.io_binding()
+        for name, value in arrays.items():
+            binding.bind_cpu_input(name, value)
+        for name in self.outputs:
+            if name in into:
+                place = into[name]
+                binding.bind_output(name, "cpu", 0, place.dtype, place.shape, place.ctypes.data)
+            else:
+                binding.bind_output(name)
+        self._session.run_with_iobinding(binding)
+        results = zip(self.outputs, binding.get_outputs(), strict=True)
+        return [into[name] if name in into else value.numpy() for name, value in results]
 
 
 def version() -> str:
@@ -42,10 +54,11 @@ def build(graph: Path, threads: int | None = None) -> None:
     open(graph, threads)
 
 
-def open(graph: Path, threads: int | None = None, lean: bool = False) -> Plan:
+def open(graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:
     """Open an ONNX file on CUDA where this build of ONNX Runtime has it, else on the CPU.
 
-    With ``lean``, weights are not repacked for speed, which would hold a second copy of them.
+    With ``lean``, weights are not repacked for speed, which would hold a second copy of them, and memory is taken and
+    given back value by value: the arena that saves doing so keeps what it ever took, in sizes that double.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -60,6 +73,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> Plan:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     if threads:
         options.intra_op_num_threads = threads
     if _has_fp8(graph):
@@ -68,7 +82,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> Plan:
     available = ort.get_available_providers()
     providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
     try:
-        return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers), graph, lean)
+        return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers), graph)
     except Exception as error:  # onnxruntime's exception classes share no public base but Exception
         raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
 

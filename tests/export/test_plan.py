@@ -13,9 +13,9 @@ from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS
 from reelquant.export import plan as plans
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.needs import ENGINES
 from reelquant.export.plan import Choices, make_plan, nearest_fit
 from reelquant.export.trace_bundle import bundle_defaults
+from reelquant.runtime.engine import ENGINES
 from reelquant.runtime.sizes import Size
 from tests.command_line import run
 from tests.conftest import CHECKPOINTS, BundleMaker

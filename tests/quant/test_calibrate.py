@@ -6,16 +6,22 @@ import numpy as np
 import pytest
 
 from reelquant.quant import calibrate as module
+from reelquant.quant import calibration_plan
 from reelquant.quant.blockwise import BlockwisePlan
-from reelquant.quant.calibrate import CalibrationPlan, calibrate, fits
+from reelquant.quant.calibrate import calibrate, fits
 from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.runtime.engine import Array, Feeds
+from reelquant.runtime.errors import BadInput
 from tests.conftest import BundleMaker
 
 
 def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle, data, plan = demo_bundle("t2v", "fp32"), CalibrationData.load("demo"), CalibrationPlan(prompts=1, steps=1)
+    bundle, data = demo_bundle("t2v", "fp32"), CalibrationData.load("demo")
+    plan = CalibrationPlan(prompts=1, steps=1, size=(64, 48), frames=9)
     whole = calibrate(bundle, data, plan)
+    made = whole.provenance
+    assert (made.frames, made.height, made.width) == (9, 64, 48)
     runs: list[int] = []
     run = BlockwisePlan.run
 
@@ -35,6 +41,18 @@ def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkey
 
 def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "available_memory", lambda: 24 << 30)
-    assert fits(7 << 30) and not fits(11 << 30)
+    assert fits(7 << 30, "openvino") and not fits(13 << 30, "openvino") and fits(13 << 30, "onnxruntime")
     monkeypatch.setattr(module, "available_memory", lambda: None)
-    assert fits(1 << 50)
+    assert fits(1 << 50, "openvino")
+
+
+def test_clips_whose_attention_does_not_fit(demo_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused with what fits; the demo's own size always does."""
+    manifest = demo_bundle("t2v", "fp32").manifest
+    monkeypatch.setattr(calibration_plan, "available_memory", lambda: 6 << 30)
+    ask = (manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
+    own = CalibrationPlan().clip_size(*ask)
+    assert (own.frames, own.height, own.width) == (17, 96, 96)
+    said = "holds 7.4 GB of attention scores, where 6.4 GB of memory are free; what fits: --calibration-size 416x624"
+    with pytest.raises(BadInput, match=said):
+        CalibrationPlan(size=(480, 720), frames=49).clip_size(*ask)

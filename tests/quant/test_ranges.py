@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from reelquant.quant.ranges import Provenance, Ranges, Samples
 from reelquant.runtime.errors import BadInput, BundleError
 
-PROVENANCE = Provenance("text-to-video", 42, 3, "ab" * 32, 2, "openvino", "2026.4", "cd" * 32)
+PROVENANCE = Provenance("text-to-video", 42, 3, "ab" * 32, 2, 9, 32, 48, "openvino", "2026.4", "cd" * 32)
 
 
 def made() -> Ranges:

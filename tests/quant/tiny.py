@@ -112,7 +112,7 @@ def ranges_of(low: dict[str, Array], high: dict[str, Array]) -> Ranges:
     """Ranges with made-up samples and provenance around given values [samples]."""
     count = len(next(iter(low.values())))
     samples = Samples(np.arange(count), np.arange(count) % 2 == 0, np.zeros(count, np.int64))
-    provenance = Provenance("text-to-video", 7, 1, "ab" * 32, count, "onnxruntime", "1.31.1", "cd" * 32)
+    provenance = Provenance("text-to-video", 7, 1, "ab" * 32, count, 9, 32, 48, "onnxruntime", "1.31.1", "cd" * 32)
     return Ranges(provenance, samples, low, high)
 
 

@@ -12,15 +12,18 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.memory import measured
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS
 from demo.fidelity import psnr
 from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import ENGINES
 from reelquant.runtime.images import from_model
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from tests.road.against_diffusers import PROMPT, STEPS, TOLERANCE, Case, difference
 
@@ -125,10 +128,13 @@ def test_tiled_encode_is_diffusers_tiled_encode(frames: int, size: tuple[int, in
     clip = np.tanh(np.random.default_rng(2).standard_normal((1, 3, frames, *size), dtype=np.float32))
     with torch.no_grad():
         mean = vae.encode(torch.from_numpy(clip)).latent_dist.mode()[0].permute(1, 0, 2, 3).numpy()
-    tiled, whole = (
-        VaeEncoder(bundle, "onnxruntime", *(("image",) if frames == 1 else ("first", "next")), tiled=tiled)
-        for tiled in (True, False)
-    )
+    tiled, whole = (VaeEncoder(bundle, "onnxruntime", tiled=tiled) for tiled in (True, False))
     found, other = (encoder.encode_image(clip) if frames == 1 else encoder.encode(clip) for encoder in (tiled, whole))
     wanted = mean * vae.config.scaling_factor
     assert relative_l2(found, wanted) <= 1e-4 < relative_l2(other, wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_later_chunks_take_no_more_memory_than_the_first(engine: str, made: Any) -> None:
+    peaks = measured(made("cogvideox-2b")[1].path, "vae_decoder", engine, Size(25, 480, 720))
+    assert len(peaks) == 3 and max(peaks) <= 1.05 * peaks[0], peaks

@@ -23,6 +23,13 @@ names (float[n, 3] "cache.in", float[n, 3] x, int64[1] unused) => (float[n, 3] y
  e = Neg(b)
  "next_cache.in" = Sum(e)
 }"""
+STREAM = """<ir_version: 10, opset_import: ["" : 21]>
+stream (float[1, 2] "cache.in", float[n, 2] x) => (float[m, 2] y, float[1, 2] "next_cache.in")
+<int64[1] start = {-1}, int64[1] end = {9999}, int64[1] axis = {0}> {
+ joined = Concat <axis = 0> ("cache.in", x)
+ y = Neg(joined)
+ "next_cache.in" = Slice(joined, start, end, axis)
+}"""
 FEEDS: dict[str, Array] = {
     "cache.in": np.ones((2, 3), np.float32),
     "x": np.full((2, 3), 2, np.float32),
@@ -36,22 +43,40 @@ def graph(tmp_path: Path) -> Path:
     return tmp_path / "graph.onnx"
 
 
+@pytest.mark.parametrize("lean", [False, True])
 @EACH_ENGINE
-def test_names_are_the_graphs_own(engine: str, graph: Path) -> None:
+def test_names_are_the_graphs_own(engine: str, lean: bool, graph: Path) -> None:
     """OpenVINO melts no-ops away and gives what is left the names of both sides."""
-    plan = open_plan(engine, graph, threads=1)
+    plan = open_plan(engine, graph, threads=1, lean=lean)
     assert set(plan.inputs) == set(FEEDS) and plan.outputs == ("y", "next_cache.in")
     results = plan.run(FEEDS)
     assert np.array_equal(results["y"], np.full((2, 3), 3)) and np.array_equal(results["next_cache.in"], -FEEDS["x"])
 
 
+@pytest.mark.parametrize("lean", [False, True])
 @EACH_ENGINE
-def test_results_belong_to_the_caller(engine: str, graph: Path) -> None:
-    plan = open_plan(engine, graph, threads=1)
+def test_results_belong_to_the_caller(engine: str, lean: bool, graph: Path) -> None:
+    plan = open_plan(engine, graph, threads=1, lean=lean)
     first = plan.run(FEEDS)
     plan.run({**FEEDS, "x": np.full((2, 3), -9, np.float32)})
     assert np.array_equal(first["y"], np.full((2, 3), 3)) and first["y"].flags.c_contiguous
     assert plan.run({**FEEDS, "x": np.ones((3, 6), np.float32)[:2, ::2]})["y"].sum() == 12  # fed with gaps in memory
+
+
+@pytest.mark.parametrize("lean", [False, True])
+@EACH_ENGINE
+def test_a_stream_writes_its_cache_in_place(engine: str, lean: bool, tmp_path: Path) -> None:
+    ir.save(ir.from_onnx_text(STREAM), tmp_path / "graph.onnx")
+    plan = open_plan(engine, tmp_path / "graph.onnx", threads=1, lean=lean)
+    cache, x = np.zeros((1, 2), np.float32), np.arange(6, dtype=np.float32).reshape(3, 2)
+    for _ in range(2):
+        before = cache.copy()
+        results = plan.run({"cache.in": cache, "x": x}, {"next_cache.in": cache})
+        assert results["next_cache.in"] is cache and np.array_equal(cache, x[-1:])
+        assert np.array_equal(results["y"], -np.concatenate([before, x]))
+        x = x[::-1] + 1
+    plan.run({"cache.in": cache.copy(), "x": np.zeros((4, 2), np.float32)})  # which asks for no place
+    assert np.array_equal(cache, x[:1] - 1)
 
 
 @EACH_ENGINE
@@ -66,10 +91,11 @@ def test_an_engine_says_what_it_is(engine: str, graph: Path) -> None:
     assert engine_version(engine)[0].isdigit() and "CPU" in engine_module(engine).devices()
 
 
+@pytest.mark.parametrize("lean", [False, True])
 @EACH_ENGINE
-def test_a_run_that_fails(engine: str, graph: Path) -> None:
+def test_a_run_that_fails(engine: str, lean: bool, graph: Path) -> None:
     """What an engine raises while it runs, for want of memory or a shape that does not fit, becomes the user's error."""
-    plan = open_plan(engine, graph)
+    plan = open_plan(engine, graph, lean=lean)
     with pytest.raises(EngineError, match=r"failed while it ran .*graph\.onnx: .*smaller size"):
         plan.run({**FEEDS, "x": np.ones((2, 4), np.float32)})
 
