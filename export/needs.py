@@ -65,7 +65,6 @@ def component_needs(
         )
     decoder = vae_footprint(configs["vae"], "decoder", height, width)
     later = (frames - 3) // 2
-    last = "next" if later else "first"
 
     def need(weights: Mapping[str, Stored], disk: int, held: Held, footprint: Footprint, flops: float) -> Need:
         parameters = sum(math.prod(value.shape) for value in weights.values())
@@ -93,15 +92,15 @@ def component_needs(
         "vae_decoder": need(
             halves["decoder"],
             _bytes(halves["decoder"]),
-            memory.vae[last],
-            decoder[last],
+            memory.vae["decoder"],
+            decoder["first"],
             tiles * (decoder["first"].flops + later * decoder["next"].flops),
         ),
     }
     if checkpoint.task == "i2v":
         image = vae_footprint(configs["vae"], "encoder", height, width)["image"]
         encoder = halves["encoder"]
-        needs["vae_encoder"] = need(encoder, _bytes(encoder), memory.vae["image"], image, tiles * image.flops)
+        needs["vae_encoder"] = need(encoder, _bytes(encoder), memory.vae["encoder"], image, tiles * image.flops)
     return needs
 
 

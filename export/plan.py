@@ -95,7 +95,7 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
         text_tokens=checkpoint.text_tokens,
         components=needs,
         memory=ENGINE_MEMORY[choices.engine].process + max(need.memory for need in needs.values()),
-        trace_memory=TRACER + 2 * largest_block(checkpoint),
+        trace_memory=TRACER + 3 * largest_block(checkpoint),
         calibration_memory=calibration_bytes(checkpoint, choices.calibration or size) if recipe else 0,
         bundle=bundle,
         disk=bundle + (traced if recipe else 0),

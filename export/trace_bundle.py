@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -121,25 +124,11 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weight
     passes: dict[str, Any] = {}
     graphs = list(component_graphs(checkpoint, name, text_weights))
     for graph in graphs:
-        model = trace(graph.spec, graph.samples[0])
-        traced = sum(1 for _ in model.graph)
-        attached = attach_weights(model, graph.spec.weights())
-        transposed = fold_transposed_weights(model)
-        folded = optimize(model)
-        named = name_by_module(model, _PREFIX[name])
-        passes[graph.spec.name] = {
-            "traced_nodes": traced,
-            "folded_nodes": folded,
-            "attached_weights": attached,
-            "transposed_weights": transposed,
-            "named_weights": named,
-        }
+        with _uncollected():
+            models[graph.spec.name], passes[graph.spec.name] = _traced(graph, name)
         if name == "text_encoder":
-            passes[graph.spec.name]["store_weights"] = _store_weights(graph, model, text_weights)
-        if name.startswith("vae"):
-            passes[graph.spec.name]["early_caches"] = compute_caches_early(model)
-            check_in_place(model)
-        models[graph.spec.name] = model
+            stored = _store_weights(graph, models[graph.spec.name], text_weights)
+            passes[graph.spec.name]["store_weights"] = stored
     files = save_graphs(folder / name, models)
     return Component(
         graphs=files,
@@ -147,6 +136,30 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weight
         passes=passes,
         parity={graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name) for graph in graphs},
     )
+
+
+def _traced(graph: Graph, component: str) -> tuple[ir.Model, dict[str, Any]]:
+    """The graph as it will be saved, and what each pass changed."""
+    model = trace(graph.spec, graph.samples[0])
+    counts: dict[str, Any] = {"traced_nodes": sum(1 for _ in model.graph)}
+    counts["attached_weights"] = attach_weights(model, graph.spec.weights())
+    counts["transposed_weights"] = fold_transposed_weights(model)
+    counts["folded_nodes"] = optimize(model)
+    counts["named_weights"] = name_by_module(model, _PREFIX[component])
+    if component.startswith("vae"):
+        counts["early_caches"] = compute_caches_early(model)
+        check_in_place(model)
+    return model, counts
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without Python's garbage collector, which goes through millions of live objects again and again while tracing."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _store_weights(graph: Graph, model: ir.Model, storage: str) -> dict[str, Any]:

@@ -38,8 +38,7 @@ class BlockwisePlan:
             plan = open_plan(self.engine, part, lean=True)
             later = frozenset(self.outputs).union(*self.needed[number + 1 :])
             for known in values:
-                # Copied: an array of ONNX Runtime's own keeps all the memory that its session ever took.
-                known.update({name: value.copy() for name, value in plan.run(known).items()})
+                known.update(plan.run(known))
                 for name in known.keys() - later:
                     del known[name]
             del plan

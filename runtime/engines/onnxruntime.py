@@ -10,6 +10,7 @@ import numpy as np
 
 from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
+from reelquant.runtime.memory import give_back_at_once
 
 
 class _OnnxRuntimePlan:
@@ -74,6 +75,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
     if lean:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+        give_back_at_once()
     if threads:
         options.intra_op_num_threads = threads
     if _has_fp8(graph):

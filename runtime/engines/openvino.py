@@ -12,6 +12,7 @@ import numpy as np
 
 from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
+from reelquant.runtime.memory import give_back_at_once
 
 
 class _OpenVinoPlan:
@@ -27,7 +28,9 @@ class _OpenVinoPlan:
         self._shapes: list[tuple[int, ...]] | None = None
         self._compiled: Any = None
         self._request: Any = None
-        if not lean:
+        if lean:
+            give_back_at_once()
+        else:
             self._compile(model)
 
     def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
