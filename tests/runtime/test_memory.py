@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,30 @@ def test_a_machine_that_does_not_say(machine: Path) -> None:
 def test_this_machine() -> None:
     found = available_memory()
     assert found is None or found > 64 * MIB
+
+
+FREE_ALL_BUT_ONE = """
+import sys
+import numpy as np
+from reelquant.runtime.memory import give_back_at_once
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+if sys.argv[1] == "set":
+    give_back_at_once()
+np.ones(1 << 21)  # once this is freed, glibc keeps what is smaller
+before = resident()
+blocks = [np.ones(1 << 18) for _ in range(100)]
+last = blocks.pop()
+del blocks
+print((resident() - before) * 4096)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own setting")
+def test_freed_blocks_below_one_in_use_are_given_back() -> None:
+    """Of 200 MiB in blocks of two: without the setting all of them stay."""
+    left = {
+        setting: int(subprocess.check_output([sys.executable, "-c", FREE_ALL_BUT_ONE, setting]))
+        for setting in ("set", "not")
+    }
+    assert left["set"] < 10 * MIB < 150 * MIB < left["not"]

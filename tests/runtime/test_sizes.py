@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.sizes import Geometry, Size, checked, parse_size
+from reelquant.runtime.sizes import Geometry, Size, checked, parse_size, smaller_sizes
 
 GEOMETRY = Geometry()
 LATER = Geometry(patch_t=2, max_frames=81)
@@ -14,6 +14,16 @@ LATER = Geometry(patch_t=2, max_frames=81)
 @pytest.mark.parametrize("size", [Size(49, 480, 720), Size(9, 16, 16), Size(17, 96, 32)])
 def test_possible_sizes_are_given_back(size: Size) -> None:
     assert checked(size, GEOMETRY) is size
+    assert Size.of_latents(size.latent_shape(GEOMETRY), GEOMETRY) == size
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, LATER])
+def test_smaller_sizes_are_possible_ones(geometry: Geometry) -> None:
+    """Down to the smallest, by frames alone first."""
+    sizes = list(smaller_sizes(Size(49, 480, 720), geometry))
+    assert all(checked(size, geometry) is size for size in sizes)
+    assert sizes[0] == Size(33 if geometry is LATER else 41, 480, 720)
+    assert sizes[-1] == Size(1 + geometry.frame_step, 64, 96)
 
 
 @pytest.mark.parametrize(
