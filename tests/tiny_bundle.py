@@ -73,6 +73,7 @@ def make_tiny_bundle(path: Path, task: str = "t2v") -> Bundle:
         text_tokens=TEXT_TOKENS,
         transformer={
             "attention_head_dim": 16,
+            "num_attention_heads": 2,
             "patch_size": 2,
             "sample_height": 4,
             "sample_width": 4,

@@ -21,6 +21,7 @@ CASES = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_variant_at_full_width_is_its_diffusers_pipeline(case: Case, tmp_path: Path) -> None:
     checkpoint = tmp_path / case.variant
