@@ -48,8 +48,8 @@ class VaeDecoder:
             yield chunk
 
     def _whole(self, latents: Floats) -> Iterator[Floats]:
-        x = latents.transpose(1, 0, 2, 3)[None] * self._scale
-        return _stream(self._graphs, "latents", "frames", _chunks(x, 3, 2))
+        chunks = _chunks(latents.transpose(1, 0, 2, 3)[None], 3, 2)
+        return _stream(self._graphs, "latents", "frames", (chunk * self._scale for chunk in chunks))
 
     def _exceeds(self, latents: Floats) -> bool:
         assert self._tiling
