@@ -15,8 +15,8 @@ from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
-from reelquant.runtime.positions import check_positions
-from reelquant.runtime.sizes import Size, checked, smaller_sizes
+from reelquant.runtime.positions import has_positions
+from reelquant.runtime.sizes import Size, smaller_sizes
 
 TRACER = 800 << 20  # bytes: Python, torch and a full-depth graph without weights
 
@@ -95,7 +95,7 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
         text_tokens=checkpoint.text_tokens,
         components=needs,
         memory=ENGINE_MEMORY[choices.engine].process + max(need.memory for need in needs.values()),
-        trace_memory=TRACER + 3 * largest_block(checkpoint),
+        trace_memory=TRACER + 2 * largest_block(checkpoint),
         calibration_memory=calibration_bytes(checkpoint, choices.calibration or size) if recipe else 0,
         bundle=bundle,
         disk=bundle + (traced if recipe else 0),
@@ -129,7 +129,7 @@ def describe(plan: Plan) -> Iterator[str]:
 def nearest_fit(
     checkpoint: Checkpoint, defaults: Defaults, choices: Choices, memory: int | None, disk: int
 ) -> Plan | None:
-    """The first of the ways to need less that fits: tiles, an INT8 text encoder, INT8, then fewer and smaller frames."""
+    """The first of the ways to need less that fits: smaller calibration clips, tiles, an INT8 text encoder, INT8, then fewer and smaller frames."""
     choices = replace(choices, calibration=_calibration_that_fits(checkpoint, choices, memory))
     for candidate in _ways(choices, checkpoint):
         plan = make_plan(checkpoint, defaults, candidate)
@@ -161,6 +161,7 @@ def free_disk(out: Path) -> int:
 
 def _ways(choices: Choices, checkpoint: Checkpoint) -> Iterator[Choices]:
     """Ever more modest choices, each step kept in those after it."""
+    yield choices  # with calibration on smaller clips this may do
     choices = replace(choices, tiled=True)
     yield choices
     if choices.text_weights != "int8":
@@ -169,9 +170,8 @@ def _ways(choices: Choices, checkpoint: Checkpoint) -> Iterator[Choices]:
     if choices.precision == "fp32":
         choices = replace(choices, precision="int8")
         yield choices
-    for size in smaller_sizes(choices.size, checkpoint.geometry):
-        if _possible(checkpoint, size):
-            yield replace(choices, size=size)
+    for size in _smaller_sizes(checkpoint, choices.size):
+        yield replace(choices, size=size)
 
 
 def _calibration_that_fits(checkpoint: Checkpoint, choices: Choices, memory: int | None) -> Size:
@@ -179,15 +179,12 @@ def _calibration_that_fits(checkpoint: Checkpoint, choices: Choices, memory: int
     wanted = choices.calibration or choices.size
     if memory is None:
         return wanted
-    sizes = [wanted, *smaller_sizes(wanted, checkpoint.geometry)]
-    fits = (size for size in sizes if _possible(checkpoint, size) and calibration_bytes(checkpoint, size) <= memory)
-    return next(fits, wanted)
+    sizes = [wanted, *_smaller_sizes(checkpoint, wanted)]
+    return next((size for size in sizes if calibration_bytes(checkpoint, size) <= memory), wanted)
 
 
-def _possible(checkpoint: Checkpoint, size: Size) -> bool:
-    try:
-        checked(size, checkpoint.geometry)
-        check_positions(checkpoint.config("transformer"), *size.latent_shape(checkpoint.geometry)[2:])
-    except BadInput:
-        return False
-    return True
+def _smaller_sizes(checkpoint: Checkpoint, size: Size) -> Iterator[Size]:
+    config, geometry = checkpoint.config("transformer"), checkpoint.geometry
+    for smaller in smaller_sizes(size, geometry):
+        if has_positions(config, *smaller.latent_shape(geometry)[2:]):
+            yield smaller

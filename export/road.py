@@ -132,7 +132,7 @@ def _calibrated(
     progress: Progress,
 ) -> Ranges:
     manifest = fp32.manifest
-    size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
+    size = plan.wanted_size(manifest.defaults, manifest.geometry)
     try:
         ranges = Ranges.load(path)
         made = ranges.provenance

@@ -11,7 +11,7 @@ from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
-from reelquant.runtime.positions import check_positions
+from reelquant.runtime.positions import check_positions, has_positions
 from reelquant.runtime.sizes import Geometry, Size, checked, smaller_sizes
 
 
@@ -60,18 +60,10 @@ class CalibrationPlan:
         fits = (
             f"; what fits: --calibration-size {clip.height}x{clip.width} --calibration-frames {clip.frames}"
             for clip in smaller_sizes(size, geometry)
-            if attention(clip) <= available / 2 and _has_positions(transformer, clip, geometry)
+            if attention(clip) <= available / 2 and has_positions(transformer, *clip.latent_shape(geometry)[2:])
         )
         raise BadInput(
             f"to calibrate on {size.frames} frames of {size.height}x{size.width}, {self.engine} holds "
             f"{attention(size) / 1e9:.1f} GB of attention scores, where {available / 1e9:.1f} GB of memory are free"
             f"{next(fits, '; use a larger machine')}"
         )
-
-
-def _has_positions(transformer: Mapping[str, Any], size: Size, geometry: Geometry) -> bool:
-    try:
-        check_positions(transformer, *size.latent_shape(geometry)[2:])
-    except BadInput:
-        return False
-    return True

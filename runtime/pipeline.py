@@ -32,7 +32,7 @@ class Pipeline:
     """A bundle loaded on an engine; one clip at a time.
 
     Networks are loaded when first used, and kept for the next clip, or with ``keep`` False given up after use, so that
-    memory holds one at a time.
+    memory holds one at a time. The VAE's graphs are loaded for each use: their memory is needed elsewhere in between.
     """
 
     def __init__(

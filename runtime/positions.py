@@ -56,6 +56,15 @@ def check_positions(config: Mapping[str, Any], height: int, width: int) -> None:
     check_grid(config, height, width)
 
 
+def has_positions(config: Mapping[str, Any], height: int, width: int) -> bool:
+    """Whether :func:`check_positions` lets latents of ``height`` × ``width`` pass."""
+    try:
+        check_positions(config, height, width)
+    except BadInput:
+        return False
+    return True
+
+
 def adds_positions(config: Mapping[str, Any]) -> bool:
     """Whether positions are added to the tokens: CogVideoX-2b (computed) and CogVideoX-5b-I2V (learned)."""
     return not config.get("use_rotary_positional_embeddings") or bool(config.get("use_learned_positional_embeddings"))

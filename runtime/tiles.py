@@ -62,6 +62,11 @@ def tilings(vae: Mapping[str, Any], scale: int, half: str = "decoder") -> tuple[
     return rows, columns
 
 
+def exceeds(sides: tuple[int, ...], tiling: tuple[Tiling, Tiling]) -> bool:
+    """Whether height or width ``sides``, in the cells of what goes in, are more than one tile."""
+    return any(side > axis.tile for side, axis in zip(sides, tiling, strict=True))
+
+
 def tile_count(latents: Floats, tiling: tuple[Tiling, Tiling]) -> int:
     """How many tiles latents [latent_frames, channels, h, w] are decoded in."""
     rows, columns = (len(range(0, side, axis.stride)) for side, axis in zip(latents.shape[2:], tiling, strict=True))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import EnginePlan, open_plan
-from reelquant.runtime.tiles import decode_tiled, encode_tiled, tile_count, tilings
+from reelquant.runtime.tiles import decode_tiled, encode_tiled, exceeds, tile_count, tilings
 
 Floats = NDArray[np.float32]
 
@@ -27,7 +27,7 @@ class VaeDecoder:
 
     def chunks(self, latents: Floats) -> int:
         """How many chunks :meth:`decode` computes of latents [latent_frames, channels, h, w], those of all tiles counted."""
-        tiles = tile_count(latents, self._tiling) if self._tiling and self._exceeds(latents) else 1
+        tiles = tile_count(latents, self._tiling) if self._tiling and exceeds(latents.shape[2:], self._tiling) else 1
         return (len(latents) - 1) // 2 * tiles
 
     def decode(self, latents: Floats, advance: Callable[[], None] = lambda: None) -> Iterator[Floats]:
@@ -40,7 +40,7 @@ class VaeDecoder:
         """
         if len(latents) < 3 or len(latents) % 2 == 0:
             raise ValueError(f"{len(latents)} latent frames; the stream takes an odd number from 3")
-        if self._tiling and self._exceeds(latents):
+        if self._tiling and exceeds(latents.shape[2:], self._tiling):
             yield from decode_tiled(self._whole, latents, self._tiling, advance)
             return
         for chunk in self._whole(latents):
@@ -50,10 +50,6 @@ class VaeDecoder:
     def _whole(self, latents: Floats) -> Iterator[Floats]:
         chunks = _chunks(latents.transpose(1, 0, 2, 3)[None], 3, 2)
         return _stream(self._graphs, "latents", "frames", (chunk * self._scale for chunk in chunks))
-
-    def _exceeds(self, latents: Floats) -> bool:
-        assert self._tiling
-        return any(side > axis.tile for side, axis in zip(latents.shape[2:], self._tiling, strict=True))
 
 
 class VaeEncoder:
@@ -90,7 +86,7 @@ class VaeEncoder:
         return self._sample(self._moments(whole, frames), noise) * self._scale
 
     def _moments(self, whole: Callable[[Floats], Floats], frames: Floats) -> Floats:
-        if self._tiling and any(side > axis.tile for side, axis in zip(frames.shape[3:], self._tiling, strict=True)):
+        if self._tiling and exceeds(frames.shape[3:], self._tiling):
             return encode_tiled(whole, frames, self._tiling)
         return whole(frames)
 

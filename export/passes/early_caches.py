@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from reelquant.export.trace import cache_output
+
 
 def compute_caches_early(model: ir.Model) -> int:
     """Order nodes and outputs of a VAE graph for the engines; return how many caches it has.
@@ -15,7 +17,7 @@ def compute_caches_early(model: ir.Model) -> int:
     """
     graph = model.graph
     outputs = list(graph.outputs)
-    caches = [value for value in outputs if (value.name or "").startswith("next_cache.")]
+    caches = [value for value in outputs if (value.name or "").startswith(cache_output("cache."))]
     ends = {
         node: None for value in outputs if (node := value.producer()) and not any(o.consumers() for o in node.outputs)
     }
