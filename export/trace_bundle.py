@@ -23,12 +23,13 @@ from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.passes.optimize import optimize
 from reelquant.export.trace import trace
 from reelquant.export.weights import open_weights
-from reelquant.quant.graph_files import save_graphs
+from reelquant.quant.graph_files import lay_out_graphs
 from reelquant.quant.passes.store_weights import store_weights
 from reelquant.quant.stats import graph_stats
 from reelquant.runtime.atomic import npy_bytes, partial_folder
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
 from reelquant.runtime.manifest import Component, Defaults, Manifest
+from reelquant.runtime.memory import give_back_at_once
 from reelquant.runtime.positions import LEARNED, check_positions
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size, checked
@@ -120,6 +121,7 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weight
         BundleError: its weights do not fit its config.
         AccuracyError: a graph differs from torch.
     """
+    give_back_at_once()  # weights come and go by the hundred, in two threads
     models: dict[str, ir.Model] = {}
     passes: dict[str, Any] = {}
     graphs = list(component_graphs(checkpoint, name, text_weights))
@@ -129,12 +131,18 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weight
         if name == "text_encoder":
             stored = _store_weights(graph, models[graph.spec.name], text_weights)
             passes[graph.spec.name]["store_weights"] = stored
-    files = save_graphs(folder / name, models)
+    files, weights = lay_out_graphs(folder / name, models)
+    # Weights are written as the check comes to them: it then reads them from memory, and large ones not twice from disk.
+    parity = {
+        graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name, prepare=weights.write)
+        for graph in graphs
+    }
+    weights.finish()
     return Component(
         graphs=files,
         stats={graph: graph_stats(model) for graph, model in models.items()},
         passes=passes,
-        parity={graph.spec.name: check_parity(graph, folder / files[graph.spec.name], name) for graph in graphs},
+        parity=parity,
     )
 
 
@@ -160,6 +168,7 @@ def _uncollected() -> Iterator[None]:
         yield
     finally:
         gc.enable()
+        gc.collect()
 
 
 def _store_weights(graph: Graph, model: ir.Model, storage: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,17 @@ from reelquant.runtime.engine import Array, Feeds, open_plan
 class BlockwisePlan:
     """A plan (see :class:`reelquant.runtime.engine.Plan`) whose blocks are loaded only while they run.
 
-    ``needed`` are the values that each of ``parts`` reads.
+    ``needed`` are the values that each of ``parts`` reads, ``weights`` the initializers that it has, which ``prepare`` is
+    called with before the part is loaded.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     parts: tuple[Path, ...]
     needed: tuple[frozenset[str], ...]
+    weights: tuple[frozenset[str], ...]
     engine: str
+    prepare: Callable[[Iterable[str]], None]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """As a plan's ``run``."""
@@ -35,6 +38,7 @@ class BlockwisePlan:
         """Run on every one of ``samples``, each block loaded once for all of them."""
         values = [dict(sample) for sample in samples]
         for number, part in enumerate(self.parts):
+            self.prepare(self.weights[number])
             plan = open_plan(self.engine, part, lean=True)
             later = frozenset(self.outputs).union(*self.needed[number + 1 :])
             for known in values:
@@ -46,19 +50,23 @@ class BlockwisePlan:
 
 
 @contextmanager
-def blockwise(path: Path, engine: str) -> Iterator[BlockwisePlan]:
+def blockwise(
+    path: Path, engine: str, prepare: Callable[[Iterable[str]], None] = lambda _: None
+) -> Iterator[BlockwisePlan]:
     """Cut the graph ``path`` at its blocks, into files beside it that are there while this lasts."""
     model = load_graph(path)
     inputs = tuple(value.name or "" for value in model.graph.inputs)
     outputs = tuple(value.name or "" for value in model.graph.outputs)
     parts: list[Path] = []
     needed: list[frozenset[str]] = []
+    weights: list[frozenset[str]] = []
     try:
         for number, segment in enumerate(segments(model)):
             parts.append(path.with_name(f"{path.stem}.{number}.part"))
             ir.save(segment, parts[-1])
             needed.append(frozenset(value.name or "" for value in segment.graph.inputs))
-        yield BlockwisePlan(inputs, outputs, tuple(parts), tuple(needed), engine)
+            weights.append(frozenset(segment.graph.initializers))
+        yield BlockwisePlan(inputs, outputs, tuple(parts), tuple(needed), tuple(weights), engine, prepare)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ component's graphs share one copy of a weight, and any safetensors tool can look
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,17 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, str]:
     Raises:
         ValueError: two graphs use one name for different weights.
     """
+    files, weights = lay_out_graphs(folder, graphs)
+    weights.finish()
+    return files
+
+
+def lay_out_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> tuple[dict[str, str], WeightsFile]:
+    """As :func:`save_graphs`, but for the weights' values, which the caller lets the second result write.
+
+    Raises:
+        ValueError: two graphs use one name for different weights.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, ir.TensorProtocol] = {}
     for model in graphs.values():
@@ -49,12 +60,12 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, str]:
             other = tensors.setdefault(name, tensor)
             if other is not tensor and (other.shape != tensor.shape or other.tobytes() != tensor.tobytes()):
                 raise ValueError(f"{name} differs between the graphs {', '.join(graphs)}")
-    places = _write_safetensors(folder / WEIGHTS, tensors)
+    weights = WeightsFile(folder / WEIGHTS, tensors)
     for graph, model in graphs.items():
         kept = {name: value.const_value for name, value in model.graph.initializers.items()}
         for name, value in model.graph.initializers.items():
-            if name in places:
-                offset, length = places[name]
+            if name in weights.places:
+                offset, length = weights.places[name]
                 value.const_value = ir.ExternalTensor(
                     WEIGHTS, offset, length, tensors[name].dtype,
                     shape=ir.Shape(tensors[name].shape.numpy()), name=name, base_dir=folder,
@@ -64,7 +75,7 @@ def save_graphs(folder: Path, graphs: Mapping[str, ir.Model]) -> dict[str, str]:
         finally:
             for name, tensor in kept.items():
                 model.graph.initializers[name].const_value = tensor
-    return {graph: f"{folder.name}/{graph}.onnx" for graph in graphs}
+    return {graph: f"{folder.name}/{graph}.onnx" for graph in graphs}, weights
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -92,29 +103,44 @@ def _mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(array, tensor.dtype)
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> dict[str, tuple[int, int]]:
-    """Stream ``tensors`` to ``path``, largest first, and return each one's (offset in the file, length).
+class WeightsFile:
+    """A safetensors file that has its whole length from the start and is filled in any order.
 
-    The format has no room between tensors, so the header is padded to a page and sizes descend: what engines map into
-    memory is then aligned.
+    ``places`` are each tensor's (offset in the file, length). The format has no room between tensors, so the header is
+    padded to a page and sizes descend: what engines map into memory is then aligned.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].nbytes, name))
-    header: dict[str, dict[str, Any]] = {}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": [int(dim) for dim in tensor.shape.numpy()],
-            "data_offsets": [end, end + tensor.nbytes],
-        }
-        end += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _PAGE)
-    start = len(text) + 8
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+
+    def __init__(self, path: Path, tensors: Mapping[str, ir.TensorProtocol]) -> None:
+        self._path, self._missing = path, dict(tensors)
+        order = sorted(tensors, key=lambda name: (-tensors[name].nbytes, name))
+        header: dict[str, dict[str, Any]] = {}
+        end = 0
         for name in order:
-            # A view, not tobytes(), which would copy the largest weights once more.
-            file.write(np.ascontiguousarray(tensors[name].numpy()).reshape(-1).view(np.uint8).data)
-    return {name: (start + entry["data_offsets"][0], tensors[name].nbytes) for name, entry in header.items()}
+            tensor = tensors[name]
+            header[name] = {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": [int(dim) for dim in tensor.shape.numpy()],
+                "data_offsets": [end, end + tensor.nbytes],
+            }
+            end += tensor.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(len(text) + 8) % _PAGE)
+        start = len(text) + 8
+        self.places = {name: (start + header[name]["data_offsets"][0], tensors[name].nbytes) for name in order}
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            file.truncate(start + end)
+
+    def write(self, names: Iterable[str]) -> None:
+        """Write those of ``names`` that this file has and are not written yet, one at a time."""
+        with self._path.open("r+b") as file:
+            for name in names:
+                tensor = self._missing.pop(name, None)
+                if tensor is not None:
+                    file.seek(self.places[name][0])
+                    # A view, not tobytes(), which would copy the largest weights once more.
+                    file.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+
+    def finish(self) -> None:
+        """Write what is not written yet."""
+        self.write(list(self._missing))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,15 @@ from onnxscript.optimizer import optimize_ir
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reelquant.export.graphs import Graph
+from reelquant.export import parity
+from reelquant.export.graphs import SAMPLES, Graph
 from reelquant.export.network import Network, fake_mode
 from reelquant.export.parity import check_parity, relative_l2
 from reelquant.export.passes.attach_weights import attach_weights
 from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.trace import GraphSpec, trace
 from reelquant.export.weights import read_header
-from reelquant.quant.graph_files import save_graphs
+from reelquant.quant.graph_files import lay_out_graphs, save_graphs
 from reelquant.runtime.errors import AccuracyError
 
 
@@ -68,6 +71,32 @@ def test_a_true_graph_passes_at_both_sizes(graph: Graph, model: ir.Model, tmp_pa
     assert 0 <= report["relative_l2"] < 1e-5 and report["sizes"] == 2
     assert [str(dim) for dim in model.graph.inputs[0].shape or ()] == ["2", "rows", "32"]
     assert {node.name for node in model.graph} >= {"first", "second"}
+
+
+def test_a_large_graph_is_checked_at_the_size_that_differs(
+    graph: Graph, model: ir.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(model, tmp_path)
+    monkeypatch.setattr(parity, "_LARGE", 2 * 4 * (32 * 32 + 32) - 1)
+    report = check_parity(graph, path, "part")
+    assert 0 <= report["relative_l2"] < 1e-5 and report["sizes"] == 1 and report["shape"] == [2, 5, 32]
+
+
+def test_the_samples_differ_in_every_axis() -> None:
+    first, second = (asdict(sample) for sample in SAMPLES)
+    assert all(first[axis] != second[axis] for axis in first)
+
+
+def test_weights_can_be_written_as_the_check_comes_to_them(graph: Graph, model: ir.Model, tmp_path: Path) -> None:
+    files, weights = lay_out_graphs(tmp_path / "part", {"next": model})
+    asked: set[str] = set()
+
+    def prepare(names: Iterable[str]) -> None:
+        asked.update(names)
+        weights.write(names)
+
+    assert check_parity(graph, tmp_path / files["next"], "part", prepare=prepare)["relative_l2"] < 1e-5
+    assert asked >= weights.places.keys()
 
 
 @pytest.mark.parametrize(("weight", "tensor"), [("first.bias", "y"), ("second.bias", "next_cache.one")])

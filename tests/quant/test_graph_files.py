@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from reelquant.quant.graph_files import WEIGHTS, load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import WEIGHTS, lay_out_graphs, load_graph, map_weights, save_graphs
 from reelquant.runtime.engine import open_plan
 from tests.quant.engines import EACH_ENGINE
 
@@ -52,6 +52,19 @@ def test_a_shared_weight_is_stored_once_and_any_tool_reads_it(tmp_path: Path) ->
     bytes_of_weights = sum(array.nbytes for array in expected.values())
     assert (tmp_path / "vae" / WEIGHTS).stat().st_size == 4096 + bytes_of_weights  # a page of header
     assert all((tmp_path / file).stat().st_size < 1000 for file in files.values())
+
+
+def test_weights_are_written_in_any_order_and_once(tmp_path: Path) -> None:
+    save_graphs(tmp_path / "whole" / "vae", {name: graph(name) for name in OWN})
+    _, weights = lay_out_graphs(tmp_path / "vae", {name: graph(name) for name in OWN})
+    before = (tmp_path / "vae" / WEIGHTS).stat().st_size
+    weights.write(["next.own", "small", "elsewhere"])  # the small one lies in the graphs
+    stored = load_file(tmp_path / "vae" / WEIGHTS)
+    assert np.array_equal(stored["next.own"], OWN["next"]) and not stored["shared"].any()
+    weights.write(["shared", "next.own"])
+    weights.finish()
+    assert (tmp_path / "vae" / WEIGHTS).read_bytes() == (tmp_path / "whole" / "vae" / WEIGHTS).read_bytes()
+    assert (tmp_path / "vae" / WEIGHTS).stat().st_size == before
 
 
 @EACH_ENGINE

@@ -51,9 +51,11 @@ def test_a_blockwise_plan_is_the_whole(model: ir.Model, tmp_path: Path) -> None:
     samples = [{name: rng.standard_normal((rows, 4), dtype=np.float32) for name in ("x", "more")} for rows in (3, 5)]
     ir.save(model, tmp_path / "whole.onnx")
     whole = open_plan("onnxruntime", tmp_path / "whole.onnx")
-    with blockwise(tmp_path / "whole.onnx", "onnxruntime") as plan:
+    asked: list[list[str]] = []
+    with blockwise(tmp_path / "whole.onnx", "onnxruntime", lambda names: asked.append(sorted(names))) as plan:
         assert set(plan.inputs) == {"x", "more"} and plan.outputs == ("y",) and len(plan.parts) == 4
         found = plan.run_all(samples)
+    assert asked == [[], ["w0"], ["w1"], ["end", "w2"]]  # each before its part is loaded
     for sample, results in zip(samples, found, strict=True):
         assert results.keys() == {"y"} and np.allclose(results["y"], whole.run(sample)["y"], rtol=1e-6)
     assert [file.name for file in tmp_path.iterdir()] == ["whole.onnx"]
