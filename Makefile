@@ -30,7 +30,7 @@ help:  ## Show this list
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,sign,dev]'
 	@touch $@
 
 ifeq ($(MODEL),)

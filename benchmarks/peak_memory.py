@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.graphs import open_graphs
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.sizes import Size
@@ -41,7 +42,7 @@ def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: boo
             "ofs": np.full(1, 2, np.float32),
             **position_inputs(manifest.transformer, manifest.text_tokens, shape, learned),
         }
-        plan = bundle.open_graphs("transformer", engine, "main")["main"]
+        plan = open_graphs(bundle, "transformer", engine, "main")["main"]
         for _ in range(2):  # some engines take more in their second run
             plan.run({name: value for name, value in feeds.items() if name in plan.inputs})
     elif component == "vae_encoder":

@@ -22,6 +22,7 @@ import numpy as np
 
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, psnr, renderer, tasks
 from reelquant.runtime import load_pipeline
+from reelquant.runtime.graphs import open_graphs
 from reelquant.runtime.positions import position_inputs
 from reelquant.runtime.sizes import Size
 
@@ -50,7 +51,7 @@ def step_times(paths: dict[str, Path], engine: str, repeats: int) -> dict[str, l
             "timestep": np.array([500, 500]),
             **position_inputs(manifest.transformer, manifest.text_tokens, shape),
         }
-        plan = bundle.open_graphs("transformer", engine, "main")["main"]
+        plan = open_graphs(bundle, "transformer", engine, "main")["main"]
         runs[name] = (plan, {key: value for key, value in feeds.items() if key in plan.inputs})
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 2):

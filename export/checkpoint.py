@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,6 +117,14 @@ class Checkpoint:
     def text_tokens(self) -> int:
         """How many tokens of text the transformer reads, padding included."""
         return int(self.config("transformer")["max_text_seq_length"])
+
+    @cached_property
+    def stored_dtype(self) -> str:
+        """In what most of the transformer's values are stored, as safetensors names it: F32, F16, BF16."""
+        counts: Counter[str] = Counter()
+        for stored in open_weights(self.path / "transformer").values():
+            counts[stored.dtype] += stored.count
+        return counts.most_common(1)[0][0]
 
     @cached_property
     def tokenizer(self) -> tokenizers.Tokenizer:

@@ -8,13 +8,29 @@ import click
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
-from reelquant.export.road import ExportPlan, export_checkpoint
+from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, OUT, PROMPTS, REPLACE, SEED, STEPS
 from reelquant.quant.passes.store_weights import STORAGES
-from reelquant.runtime.commands.options import ENGINE, JSON, QUIET, print_json, shown, size_option
-from reelquant.runtime.engine import check_engine
+from reelquant.runtime.commands.options import (
+    CACHE,
+    DYNAMIC,
+    ENGINE,
+    GPU,
+    JSON,
+    QUIET,
+    clips_option,
+    print_json,
+    shown,
+    size_option,
+)
+from reelquant.runtime.engine import check_engine, is_compiled
+from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
+from reelquant.runtime.engines.tensorrt.stage import Wanted
+from reelquant.runtime.engines.tensorrt.targets import parse_targets
+from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.sizes import Size
 
@@ -33,11 +49,17 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @click.command()
 @CHECKPOINT
 @OUT
-@click.option("--precision", default=ExportPlan.precision, show_default=True, help="fp32, int8, fp8, or a recipe file.")
+@click.option("--precision", default=ExportPlan.precision, show_default=True, 
+              help="fp32, fp16, bf16, int8, fp8, or a recipe file.")  # fmt: skip
 @ENGINE
 @SIZE
 @FRAMES
 @TEXT_WEIGHTS
+@click.option("--base", help="What is not quantized computes in: fp32, fp16, bf16 [default: fp32 on a CPU].")
+@GPU
+@clips_option("Clips to build engines for [default: the bundle's size] (TensorRT).")
+@DYNAMIC
+@CACHE
 @click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
 @PROMPTS
 @STEPS
@@ -46,7 +68,7 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @CLIP_FRAMES
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
-@click.option("--tiled", is_flag=True, help="With --plan: for clips that are decoded in tiles.")
+@click.option("--tiled", is_flag=True, help="For clips that are decoded in tiles (TensorRT, --plan).")
 @REPLACE
 @QUIET
 @JSON
@@ -58,6 +80,11 @@ def export(
     size: tuple[int, int] | None,
     frames: int | None,
     text_weights: str,
+    base: str | None,
+    gpu: str,
+    clips: tuple[Size, ...],
+    dynamic: bool,
+    cache: Path | None,
     data: str,
     prompts: int,
     steps: int,
@@ -73,7 +100,10 @@ def export(
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
     sampling = CalibrationPlan(prompts, steps, seed, size=calibration_size, frames=calibration_frames)
-    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling)
+    wanted = Wanted()
+    if is_compiled(check_engine(engine)):
+        wanted = Wanted(clips, dynamic, tiled, BuildOptions(parse_targets(gpu, FLAVORS[engine])), cache)
+    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, wanted)
 
     if only_plan:
         _print_plan(checkpoint, out, plan, tiled, as_json)
@@ -107,6 +137,11 @@ def export(
 
 def _print_plan(source: str, out: Path, plan: ExportPlan, tiled: bool, as_json: bool) -> None:
     checkpoint = Checkpoint.open(source)
+    if is_compiled(plan.engine) or chosen_base(checkpoint, plan) != "fp32":
+        raise BadInput(
+            "--plan counts what fp32 bundles and their int8 and fp8 take on a CPU; for TensorRT, export first, and then: "
+            "reelquant build BUNDLE --plan"
+        )
     defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     size = Size(defaults.frames, defaults.height, defaults.width)
     calibration = plan.calibration.wanted_size(defaults, checkpoint.geometry)

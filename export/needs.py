@@ -14,7 +14,7 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.numerics import Quantized
+from reelquant.quant.numerics import HIGH, High, PerChannel
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.engine_memory import ENGINE_MEMORY, Held
@@ -146,8 +146,12 @@ def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> 
         if name == "patch_embed.pos_embedding":  # an input of the graph, in a file of its own
             continue
         matrix = name.removesuffix(".weight") if len(value.shape) == 2 else ""
-        quantized = recipe is not None and matrix and isinstance(recipe.resolve(matrix), Quantized)
-        total += math.prod(value.shape) * (1 if quantized else 4)
+        numerics = recipe.resolve(matrix) if recipe is not None and matrix else HIGH
+        if isinstance(numerics, High):
+            total += 4 * math.prod(value.shape)
+        else:
+            scales = value.shape[0] if isinstance(numerics.weights, PerChannel) else 1
+            total += math.prod(value.shape) + 4 * scales
     return total
 
 

@@ -12,14 +12,17 @@ from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_ve
 from reelquant.quant.calibrate import calibrate, hash_prompts
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.lint.run import refuse_what_lint_finds
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
-from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version
+from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
+from reelquant.runtime.engines.tensorrt.stage import Wanted
 from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.manifest import BASES
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
@@ -36,11 +39,33 @@ class ExportPlan:
     text_weights: str = "fp32"
     data: str = "general"
     calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
+    base: str | None = None
+    wanted: Wanted = field(default_factory=Wanted)
 
 
 def precisions() -> list[str]:
-    """``fp32`` and every recipe that comes with reelquant; a recipe file's path is a precision too."""
-    return ["fp32", *built_in_recipes()]
+    """The bases and every recipe that comes with reelquant; a recipe file's path is a precision too."""
+    return [*BASES, *built_in_recipes()]
+
+
+def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
+    """What all that is not quantized computes in.
+
+    The precision itself where that is a base; else what the user says; else float32 on a CPU, and for TensorRT the 16 bit
+    that the checkpoint was trained in, or bf16, which overflows nowhere.
+
+    Raises:
+        BadInput: unknown, or not what the precision says.
+    """
+    if plan.base is not None and plan.base not in BASES:
+        raise BadInput(f"unknown base precision {plan.base!r}; one of {', '.join(BASES)}")
+    if plan.precision in BASES:
+        if plan.base not in (None, plan.precision):
+            raise BadInput(f"precision {plan.precision} is a base itself; leave --base {plan.base} out")
+        return plan.precision
+    if plan.base is not None or not is_compiled(plan.engine):
+        return plan.base or "fp32"
+    return {"F16": "fp16"}.get(checkpoint.stored_dtype, "bf16")
 
 
 def export_checkpoint(
@@ -65,7 +90,7 @@ def export_checkpoint(
     """
     check_engine(plan.engine)
     engine_version(plan.engine)  # a missing package is reported before the work, not after it
-    recipe = _recipe(plan.precision)
+    recipe, base = _recipe(plan.precision), chosen_base(Checkpoint.open(source), plan)
     data = CalibrationData.load(plan.data) if recipe else None
     if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
@@ -78,25 +103,33 @@ def export_checkpoint(
         config = checkpoint.config("transformer")
         plan.calibration.clip_size(defaults, checkpoint.geometry, config, checkpoint.text_tokens)
         data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
-    if recipe is None and work is None:
+    if recipe is None and base == "fp32" and work is None:
         say(f"trace {source}")
         bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress, plan.text_weights)
-        say(f"build for {plan.engine}")
-        return build_bundle(bundle, plan.engine, progress=progress)
+        return _built(bundle, plan, say, progress)
     with _work_folder(work, out) as folder:
         fp32 = _traced(source, folder / "fp32", plan, say, progress)
-        if recipe is None or data is None:
+        if recipe is None and base == "fp32":
             bundle = _copied(fp32, out, replace)
+        elif recipe is None or data is None:
+            say(f"compute in {base}")
+            bundle = quantize_bundle(fp32, None, None, out, replace, base)
         else:
             ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, say, progress)
-            say(f"quantize by recipe {recipe.name}")
-            bundle = quantize_bundle(fp32, ranges, recipe, out, replace)
-        say(f"build for {plan.engine}")
-        return build_bundle(bundle, plan.engine, progress=progress)
+            say(f"quantize by recipe {recipe.name}, base {base}")
+            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base)
+        return _built(bundle, plan, say, progress)
+
+
+def _built(bundle: Bundle, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
+    if is_compiled(plan.engine):
+        refuse_what_lint_finds(bundle, plan.wanted)
+    say(f"build for {plan.engine}")
+    return build_bundle(bundle, plan.engine, progress=progress, wanted=plan.wanted)
 
 
 def _recipe(precision: str) -> Recipe | None:
-    if precision == "fp32":
+    if precision in BASES:
         return None
     if precision not in precisions() and not precision.endswith(".toml"):
         raise BadInput(f"unknown precision {precision!r}; one of {', '.join(precisions())}, or a recipe file (.toml)")

@@ -72,7 +72,7 @@ def trace(spec: GraphSpec, inputs: Inputs) -> ir.Model:
     model: ir.Model = program.model
     model.graph.name = spec.name
     model.producer_name = "reelquant"
-    _name_axes(model, spec)
+    _name_axes(model, spec, inputs)
     return model
 
 
@@ -101,13 +101,21 @@ def cache_output(name: str) -> str:
     return f"next_{name}"
 
 
-def _name_axes(model: ir.Model, spec: GraphSpec) -> None:
-    """Replace the tracer's symbols (``s48``) by the axes' names, wherever a shape mentions them."""
+def _name_axes(model: ir.Model, spec: GraphSpec, inputs: Inputs) -> None:
+    """Replace the tracer's symbols (``s48``) by the axes' names, wherever a shape mentions them.
+
+    An axis that several inputs have is named by the first; of a stream's caches, which are smaller where the VAE has
+    halved its pictures, the others' are ``height//2`` and so on, as the example ``inputs`` are.
+    """
     names: dict[str, str] = {}
+    sizes: dict[str, int] = {}
     for value in model.graph.inputs:
         for axis, name in spec.axes.get(value.name or "", {}).items():
+            size = inputs[value.name or ""].shape[axis]
+            whole = sizes.setdefault(name, size)
             if value.shape is not None and isinstance(value.shape[axis], ir.SymbolicDim):
-                names.setdefault(str(value.shape[axis].value), name)  # type: ignore[union-attr]
+                symbol = str(value.shape[axis].value)  # type: ignore[union-attr]
+                names.setdefault(symbol, name if size == whole else f"{name}//{whole // size}")
     words = re.compile(r"\bs\d+\b")
     values = [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
     for value in values:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -39,30 +39,32 @@ _PREFIX = {"text_encoder": "encoder", "transformer": "transformer", "vae_encoder
 
 
 def trace_bundle(
-    source: str,
+    source: str | Checkpoint,
     out: Path,
     size: tuple[int, int] | None = None,
     frames: int | None = None,
     replace: bool = False,
     progress: Progress = SILENT,
     text_weights: str = "fp32",
+    networks: Sequence[str] = COMPONENTS,
 ) -> Bundle:
     """Trace every network of a checkpoint, check each graph against torch, and write an fp32 bundle.
 
     ``size`` (height, width) and ``frames`` become the bundle's defaults; its graphs serve every size. The text
-    encoder's weights are stored as ``text_weights`` says: fp32, bf16 or int8.
+    encoder's weights are stored as ``text_weights`` says: fp32, bf16 or int8. A bundle of fewer ``networks`` renders
+    nothing, but each of its graphs can be quantized, built and measured.
 
     Raises:
         BundleError: the checkpoint cannot be used.
         BadInput: the size is not one the model can make, or ``out`` exists and ``replace`` is not set.
         AccuracyError: a graph differs from torch.
     """
-    checkpoint = Checkpoint.open(source)
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     defaults = bundle_defaults(checkpoint, size, frames)
     with partial_folder(out, replace) as folder:
         components = {}
-        with progress.stage("trace", total=len(COMPONENTS)) as advance:
-            for name in COMPONENTS:
+        with progress.stage("trace", total=len(networks)) as advance:
+            for name in networks:
                 components[name] = trace_component(checkpoint, name, folder, text_weights)
                 advance()
         # Its own save hides a full disk.

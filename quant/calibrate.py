@@ -1,4 +1,4 @@
-"""The second stage: run the fp32 bundle over prompts and timesteps, and write down what its linears were fed.
+"""The second stage: run the fp32 bundle over prompts and timesteps, and write down what its products were fed.
 
 No torch and no second implementation: the bundle's own pipeline makes clips, with reductions added to its transformer
 graph. Every clip visits all timesteps of its run, and every step computes both halves of guidance, so the samples are
@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from reelquant.quant.attentions import attention_nodes
 from reelquant.quant.blockwise import blockwise
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
@@ -39,7 +40,7 @@ _SPARE = 2 << 30  # for activations and everything else
 
 
 def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, progress: Progress = SILENT) -> Ranges:
-    """Observe the input of every linear of the transformer.
+    """Observe the input of every linear of the transformer, and Q, K and V of every attention.
 
     Raises:
         BadInput: too few prompts or images, a prompt too long for the model, guidance is off, the bundle is already
@@ -75,6 +76,14 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         source_digest=bundle.digest,
     )
     return recorder.ranges(provenance)
+
+
+def quantizable_values(model: ir.Model) -> list[str]:
+    """The names of all values that a recipe may want to quantize, each once."""
+    names = [linear.activation for linear in linear_nodes(model)]
+    for attention in attention_nodes(model):
+        names += [attention.query, attention.key, attention.value]
+    return list(dict.fromkeys(names))
 
 
 def hash_prompts(prompts: Sequence[str]) -> str:
@@ -131,7 +140,7 @@ def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
     path = bundle.graph("transformer", "main")
     bundle.check_hashes(lambda name: name.startswith("transformer/"))
     model = load_graph(path)
-    observe(model, [linear.activation for linear in linear_nodes(model)])
+    observe(model, quantizable_values(model))
     # Beside the bundle: on the same disk the weights can be linked, and need not be copied.
     with scratch_folder(bundle.path, "calibrate") as folder:
         observed = folder / "observed.onnx"

@@ -93,7 +93,7 @@ def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, replace: bool, 
     """Quantize the transformer of BUNDLE (fp32) with RANGES by a recipe, and write the bundle OUT."""
     made = quantize_bundle(Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe), out, replace)
     part = made.manifest.components["transformer"]
-    counts = part.passes["insert_qdq"]
+    counts = part.passes["main"]["insert_qdq"]
     if as_json:
         print_json({"path": str(out), "recipe": recipe, **counts, "stats": part.stats["main"]})
     else:

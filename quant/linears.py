@@ -23,10 +23,10 @@ class Linear:
     shape: tuple[int, int]
     transposed: bool
 
-    @property
-    def family(self) -> str:
-        """The name with its block number as ``*``: ``transformer_blocks.*.ff.net.0.proj``."""
-        return re.sub(r"\.\d+\.", ".*.", self.name, count=1)
+
+def family(name: str) -> str:
+    """A linear's name with its block number as ``*``: ``transformer_blocks.*.ff.net.0.proj``."""
+    return re.sub(r"\.\d+\.", ".*.", name, count=1)
 
 
 def linear_nodes(model: ir.Model) -> list[Linear]:
@@ -39,6 +39,15 @@ def quantized_source(value: ir.Value | None) -> ir.Value | None:
     """What a DequantizeLinear makes ``value`` from: an initializer or a QuantizeLinear's output. None without one."""
     producer = value.producer() if value is not None else None
     return producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+
+
+def before_qdq(value: ir.Value) -> ir.Value:
+    """x of ``x → QuantizeLinear → DequantizeLinear → value``; ``value`` itself where there is no such pair."""
+    quantized = quantized_source(value)
+    producer = quantized.producer() if quantized is not None else None
+    if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
+        return value
+    return producer.inputs[0]
 
 
 def _linear(node: ir.Node) -> Linear | None:
@@ -55,17 +64,8 @@ def _linear(node: ir.Node) -> Linear | None:
     return Linear(
         node=node,
         name=node.name or "",
-        activation=_before_qdq(read).name or "",
+        activation=before_qdq(read).name or "",
         weight=weight.name or "",
         shape=(columns, rows) if transposed else (rows, columns),
         transposed=transposed,
     )
-
-
-def _before_qdq(value: ir.Value) -> ir.Value:
-    """x of ``x → QuantizeLinear → DequantizeLinear → value``; ``value`` itself where there is no such pair."""
-    quantized = quantized_source(value)
-    producer = quantized.producer() if quantized is not None else None
-    if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
-        return value
-    return producer.inputs[0]

@@ -1,4 +1,4 @@
-"""What a linear may be computed in: formats, granularities, and the three numerics a recipe can name."""
+"""What a product may be computed in: formats, granularities, and the numerics that a recipe can name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Quantized:
     """8 bit on both sides of the product, in one format: no engine multiplies INT8 by FP8.
 
     ``weights`` speaks of a weight [K, N], so output channels are axis 1. Activations are always static and per tensor,
-    the only kind TensorRT takes.
+    the only kind TensorRT takes. An attention so quantized has no weights: Q, K, V and the softmax's output are
+    quantized per tensor.
     """
 
     format: Format
@@ -58,7 +59,15 @@ class Quantized:
     activations: PerTensor = PerTensor()
 
 
-Numerics: TypeAlias = Quantized | High
+@dataclass(frozen=True)
+class WeightOnly:
+    """The weight is stored in 8 bit and multiplied in the graph's own precision: half the bytes, exact activations."""
+
+    format: Format
+    weights: Granularity
+
+
+Numerics: TypeAlias = Quantized | WeightOnly | High
 
 HIGH = High()
 # What a recipe can write after ``numerics =``.
@@ -66,4 +75,6 @@ NUMERICS: dict[str, Numerics] = {
     "high": HIGH,
     "int8": Quantized(INT8, weights=PerChannel(axis=1)),
     "fp8": Quantized(FP8_E4M3, weights=PerTensor()),
+    "int8_weight": WeightOnly(INT8, weights=PerChannel(axis=1)),
+    "fp8_weight": WeightOnly(FP8_E4M3, weights=PerChannel(axis=1)),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -72,3 +73,23 @@ def _along(scale: Floats, axis: int, rank: int) -> Floats:
     if scale.ndim == 0:
         return scale
     return scale.reshape([-1 if i == axis else 1 for i in range(rank)])
+
+
+def representable(scales: Floats, base: str) -> Floats:
+    """The smallest numbers of ``base`` ("fp32", "fp16", "bf16") that are not below ``scales``, as float32.
+
+    Upwards, since a smaller scale would clip the largest values.
+
+    Raises:
+        ValueError: a scale is beyond the largest of ``base``.
+    """
+    if base == "fp32":
+        return scales
+    dtype = np.dtype(np.float16 if base == "fp16" else ml_dtypes.bfloat16)
+    with np.errstate(over="ignore"):
+        nearest = scales.astype(dtype)
+    above = np.nextafter(nearest, np.asarray(np.inf, dtype))
+    found = np.where(nearest.astype(np.float32) < scales, above, nearest).astype(np.float32)
+    if not np.isfinite(found).all():
+        raise ValueError(f"its scale {float(scales.max()):.3g} is beyond what {base} can hold")
+    return np.asarray(found, np.float32)

@@ -1,67 +1,114 @@
-"""The third stage: fp32 bundle + ranges + recipe → a bundle whose transformer is quantized."""
+"""The third stage: fp32 bundle + ranges + recipe → a bundle whose transformer is quantized, in a base precision."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
 
 from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
-from reelquant.quant.passes.insert_qdq import insert_qdq
+from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
+from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.stats import graph_stats
 from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.manifest import BASES, Component
 
 QUANTIZED = "transformer"
+_Passes = Mapping[str, dict[str, Any]]
 
 
-def quantize_bundle(bundle: Bundle, ranges: Ranges, recipe: Recipe, out: Path, replace_out: bool = False) -> Bundle:
-    """Write ``out``: the bundle with its transformer's linears in the recipe's numerics, all else copied.
+def quantize_bundle(
+    bundle: Bundle,
+    ranges: Ranges | None,
+    recipe: Recipe | None,
+    out: Path,
+    replace_out: bool = False,
+    base: str = "fp32",
+) -> Bundle:
+    """Write ``out``: the bundle with its transformer in the recipe's numerics, and all else in ``base``.
+
+    Without a recipe (and ranges) only the base changes. In a 16-bit base every network computes in 16 bit; the text
+    encoder in bf16 even if the others are fp16, which T5 overflows.
 
     Raises:
-        BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, or ``out`` is taken.
-        BundleError: a file of the bundle was changed.
+        BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, the bundle is not fp32, or
+            ``out`` is taken.
+        BundleError: a file of the bundle was changed, or a weight does not fit the base.
     """
     manifest = bundle.manifest
-    if ranges.provenance.source_digest != bundle.digest:
+    if base not in BASES:
+        raise BadInput(f"unknown base precision {base!r}; one of {', '.join(BASES)}")
+    if manifest.precision != "fp32":
+        raise BadInput(f"{bundle.path} is {manifest.precision}; start from the fp32 bundle that export wrote")
+    if ranges is not None and ranges.provenance.source_digest != bundle.digest:
         raise BadInput(f"these ranges are not of {bundle.path}; run: reelquant calibrate {bundle.path} RANGES")
     bundle.check_hashes()
-    model = load_graph(bundle.graph(QUANTIZED, "main"))
-    map_weights(model)
-    report = insert_qdq(model, ranges, recipe)
-    if not report.quantized:
-        raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
+    changed = set(manifest.components) if base != "fp32" else {QUANTIZED}
+    quantization = None
+    components = dict(manifest.components)
     with partial_folder(out, replace_out) as folder:
-        bundle.copy_files(folder, lambda name: not name.startswith(f"{QUANTIZED}/"))
-        files = save_graphs(folder / QUANTIZED, {"main": model})
-        component = replace(
-            manifest.components[QUANTIZED],
-            graphs=files,
-            stats={"main": graph_stats(load_graph(folder / files["main"]))},
-            passes={**manifest.components[QUANTIZED].passes, "insert_qdq": report.counts()},
-        )
+        bundle.copy_files(folder, lambda name: name.split("/")[0] not in changed)
+        for name in sorted(changed):
+            models = {graph: _mapped(bundle.graph(name, graph)) for graph in manifest.components[name].graphs}
+            passes: dict[str, dict[str, Any]] = {graph: {} for graph in models}
+            if name == QUANTIZED and recipe is not None and ranges is not None:
+                report = insert_qdq(models["main"], ranges, recipe, base)
+                if not report.quantized and not report.weight_only:
+                    raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
+                passes["main"]["insert_qdq"] = report.counts()
+                quantization = _quantization(bundle, ranges, recipe, report)
+            if base != "fp32":
+                for graph, model in models.items():
+                    passes[graph]["to_16bit"] = to_16bit(model, "bf16" if name == "text_encoder" else base)
+            components[name] = _written(folder, name, models, passes, manifest.components[name])
         write_manifest(
             folder,
             replace(
                 manifest,
-                precision=recipe.name,
-                components={**manifest.components, QUANTIZED: component},
-                quantization={
-                    "recipe": recipe.name,
-                    "recipe_sha256": recipe.digest,
-                    "rules": [[rule.match, rule.numerics] for rule in recipe.rules],
-                    "ranges_sha256": ranges.digest,
-                    "ranges": ranges.summary,
-                    "source_bundle": bundle.digest,
-                    "families": {family: dict(counts) for family, counts in sorted(report.families.items())},
-                    "skipped": report.skipped,
-                },
+                precision=recipe.name if recipe else base,
+                base=base,
+                components=components,
+                quantization=quantization,
                 tools={**manifest.tools, "onnx_ir": version("onnx_ir")},
                 engines={},
                 files=list_files(folder),
             ),
         )
     return Bundle.open(out)
+
+
+def _mapped(path: Path) -> ir.Model:
+    model = load_graph(path)
+    map_weights(model)
+    return model
+
+
+def _written(folder: Path, name: str, models: Mapping[str, ir.Model], passes: _Passes, before: Component) -> Component:
+    files = save_graphs(folder / name, models)
+    return replace(
+        before,
+        graphs=files,
+        stats={graph: graph_stats(load_graph(folder / file)) for graph, file in files.items()},
+        passes={graph: {**before.passes.get(graph, {}), **made} for graph, made in passes.items()},
+    )
+
+
+def _quantization(bundle: Bundle, ranges: Ranges, recipe: Recipe, report: QdqReport) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.digest,
+        "rules": [[rule.match, rule.numerics] for rule in recipe.rules],
+        "ranges_sha256": ranges.digest,
+        "ranges": ranges.summary,
+        "source_bundle": bundle.digest,
+        "families": {family: dict(counts) for family, counts in sorted(report.families.items())},
+        "skipped": report.skipped,
+    }

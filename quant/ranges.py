@@ -23,7 +23,7 @@ from reelquant.runtime.errors import BundleError
 # A tensor's name and one of these: the outputs of an observed graph, and the keys of ranges.safetensors.
 LOW, HIGH = "::low", "::high"
 _SAMPLE = "sample::"
-_VERSION = 1
+_VERSION = 2  # 2: attentions too
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
-"""Recipe: which node is computed in what. A short TOML list of (node-name pattern → numerics); the last match wins."""
+"""Recipe: what is computed in what. A short TOML list of (name pattern → numerics); the last match wins."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,15 @@ from reelquant.quant.numerics import HIGH, NUMERICS, High, Numerics
 from reelquant.runtime.errors import BadInput
 
 _FOLDER = Path(__file__).with_name("recipes")
+_BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Nodes whose name matches the glob ``match`` get ``NUMERICS[numerics]``."""
+    """Linears and attentions whose name matches the glob ``match`` get ``NUMERICS[numerics]``.
+
+    ``{last}`` in it stands for the number of the last transformer block.
+    """
 
     match: str
     numerics: str
@@ -68,7 +73,7 @@ class Recipe:
         if not table["rules"]:
             raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
         rules = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
-        formats = {rule.numerics for rule in rules if NUMERICS[rule.numerics] != HIGH}
+        formats = {_format(rule.numerics) for rule in rules} - {""}
         if len(formats) > 1:
             raise BadInput(f"{where} names {' and '.join(sorted(formats))}; an engine holds one of them, so choose one")
         return cls(table["name"], table["description"], rules)
@@ -80,16 +85,25 @@ class Recipe:
                 return NUMERICS[rule.numerics]
         return HIGH
 
-    def check(self, nodes: Collection[str], linears: Collection[str]) -> None:
-        """See that every rule has something to say about a graph with these node names.
+    def for_blocks(self, nodes: Collection[str]) -> Recipe:
+        """This recipe for a graph with these node names: ``{last}`` replaced by the number of its last block."""
+        numbers = [int(found[1]) for found in map(_BLOCK.match, nodes) if found]
+        last = str(max(numbers, default=0))
+        return replace(
+            self, rules=tuple(Rule(rule.match.replace("{last}", last), rule.numerics) for rule in self.rules)
+        )
+
+    def check(self, nodes: Collection[str], linears: Collection[str], attentions: Collection[str] = ()) -> None:
+        """See that every rule has something to say about a graph with these names.
 
         Raises:
-            BadInput: a pattern matches no node, or quantizes and matches no linear: most likely a misspelling, which
-                would otherwise leave a layer in a precision nobody asked for.
+            BadInput: a pattern matches nothing, or quantizes and matches neither linear nor attention: most likely a
+                misspelling, which would otherwise leave a layer in a precision nobody asked for.
         """
+        products = [*linears, *attentions]
         for rule in self.rules:
             high = isinstance(NUMERICS[rule.numerics], High)
-            if not any(fnmatchcase(name, rule.match) for name in (nodes if high else linears)):
+            if not any(fnmatchcase(name, rule.match) for name in ([*nodes, *attentions] if high else products)):
                 some = ", ".join(sorted(linears)[:3]) or "none"
                 raise BadInput(
                     f"recipe {self.name!r}: pattern {rule.match!r} matches no {'node' if high else 'linear'} of this "
@@ -105,6 +119,11 @@ class Recipe:
 
 def built_in_recipes() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
+
+
+def _format(name: str) -> str:
+    numerics = NUMERICS[name]
+    return "" if isinstance(numerics, High) else numerics.format.name
 
 
 def _rule(entry: Any, where: str) -> Rule:

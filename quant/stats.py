@@ -7,13 +7,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from reelquant.quant.attentions import Attention, attention_nodes
 from reelquant.quant.linears import Linear, linear_nodes, quantized_source
 
 _EIGHT_BIT = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 
 
 def graph_stats(model: ir.Model) -> dict[str, Any]:
-    """Count nodes, linears (all and quantized), bytes of stored tensors (all and per dtype) and values per dtype."""
+    """Count nodes, linears (all and quantized), quantized attentions, bytes of stored tensors (all and per dtype) and values per dtype."""
     linears = linear_nodes(model)
     weights: Counter[str] = Counter()
     for graph in model.graphs():
@@ -25,6 +26,8 @@ def graph_stats(model: ir.Model) -> dict[str, Any]:
         "nodes": sum(1 for _ in model.graph.all_nodes()),
         "linears": len(linears),
         "quantized_linears": sum(map(is_quantized, linears)),
+        "weight_only_linears": sum(map(is_weight_only, linears)),
+        "quantized_attentions": sum(map(is_quantized_attention, attention_nodes(model))),
         "weight_bytes": sum(weights.values()),
         "weight_bytes_by_dtype": dict(sorted(weights.items())),
         "values_by_dtype": dict(sorted(values.items())),
@@ -38,6 +41,19 @@ def is_quantized(linear: Linear) -> bool:
         return False
     producer = activation.producer()
     return producer is not None and producer.op_type == "QuantizeLinear" and _quantizes_to(producer) == weight.dtype
+
+
+def is_weight_only(linear: Linear) -> bool:
+    """Whether the node reads DQ(8-bit initializer) and an activation without Q/DQ."""
+    activation, weight = (quantized_source(value) for value in linear.node.inputs[:2])
+    return activation is None and weight is not None and weight.is_initializer() and weight.dtype in _EIGHT_BIT
+
+
+def is_quantized_attention(attention: Attention) -> bool:
+    """Whether Q, K, V and the softmax's output all come through Q/DQ of one 8-bit dtype: less does not fuse."""
+    operands = (*attention.scores.inputs[:2], *attention.mix.inputs[:2])
+    dtypes = {source.dtype if (source := quantized_source(value)) is not None else None for value in operands}
+    return len(dtypes) == 1 and dtypes <= set(_EIGHT_BIT)
 
 
 def _quantizes_to(node: ir.Node) -> ir.DataType | None:

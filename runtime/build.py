@@ -1,7 +1,7 @@
 """The fourth stage: make a bundle ready for an engine, and write down that it is.
 
 OpenVINO and ONNX Runtime compile a graph when they load it, so for them nothing new is stored: every graph is compiled
-once, and a graph that the engine cannot run fails here and not at a user's first request.
+once, and a graph that the engine cannot run fails here and not at a user's first request. TensorRT's engines are files.
 """
 
 from __future__ import annotations
@@ -12,19 +12,33 @@ from dataclasses import replace
 from reelquant.runtime import manifest as manifests
 from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import engine_module, engine_version
+from reelquant.runtime.engine import engine_module, engine_version, is_compiled
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
+from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
+from reelquant.runtime.graphs import check_base
 from reelquant.runtime.progress import SILENT, Progress
 
 
-def build_bundle(bundle: Bundle, engine: str, threads: int | None = None, progress: Progress = SILENT) -> Bundle:
+def build_bundle(
+    bundle: Bundle,
+    engine: str,
+    threads: int | None = None,
+    progress: Progress = SILENT,
+    wanted: Wanted | None = None,
+) -> Bundle:
     """Compile every graph of ``bundle`` on ``engine`` and record version and seconds in its manifest.
 
+    ``wanted`` says what TensorRT builds; without it, engines for the bundle's own size and the GPU of this machine.
+
     Raises:
-        BadInput: the engine is unknown.
+        BadInput: the engine is unknown, or computes in another precision than the bundle.
         MissingExtra: its package is not installed.
         BundleError: a file was changed, or the engine refuses a graph.
     """
     version = engine_version(engine)
+    if is_compiled(engine):
+        return build_engines(bundle, FLAVORS[engine], wanted or Wanted(), progress)
+    check_base(bundle, engine)
     bundle.check_hashes()
     graphs = {graph: path for part in bundle.manifest.components.values() for graph, path in _named(part.graphs)}
     record: dict[str, float] = {}

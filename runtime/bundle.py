@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelquant.runtime import manifest as manifests
-from reelquant.runtime.engine import Plan, open_plan
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import FileEntry, Manifest
 
 TOKENIZER = "tokenizer.json"
+SIGNATURE = "manifest.sig"
+ENGINES = "engines"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """sha256 over the names and hashes of all files: the same graphs and weights give the same digest."""
-        lines = sorted(f"{name} {entry.sha256}\n" for name, entry in self.manifest.files.items())
+        """sha256 over the names and hashes of all files but engines: the same graphs and weights give the same digest."""
+        files = {n: entry for n, entry in self.manifest.files.items() if not n.startswith(f"{ENGINES}/")}
+        lines = sorted(f"{name} {entry.sha256}\n" for name, entry in files.items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def component_digest(self, component: str) -> str:
@@ -67,17 +69,6 @@ class Bundle:
             return self.path / self.manifest.components[component].graphs[graph]
         except KeyError:
             raise BundleError(f"{self.path} has no graph {component}/{graph}; export it again") from None
-
-    def open_graphs(self, component: str, engine: str, *names: str, threads: int | None = None) -> dict[str, Plan]:
-        """Check the component's files against their hashes, then load the named graphs (all when none is named).
-
-        Raises:
-            BundleError: a file was changed, or the engine refuses a graph.
-        """
-        known = self.manifest.components.get(component)
-        paths = {name: self.graph(component, name) for name in names or (known.graphs if known else ["main"])}
-        self.check_hashes(lambda file: file.startswith(f"{component}/"))
-        return {name: open_plan(engine, path, threads) for name, path in paths.items()}
 
     def check_hashes(self, wanted: Callable[[str], bool] = lambda _: True) -> int:
         """Compare the wanted files with the manifest and return how many there were.
@@ -107,7 +98,7 @@ class Bundle:
         Raises:
             BundleError: a file is missing, truncated, changed, a link, or not listed.
         """
-        listed = {*self.manifest.files, manifests.FILE}
+        listed = {*self.manifest.files, manifests.FILE, SIGNATURE}
         for folder, folders, files in os.walk(self.path):
             for name in [*files, *(f for f in folders if (Path(folder) / f).is_symlink())]:
                 found = (Path(folder) / name).relative_to(self.path).as_posix()
@@ -132,11 +123,11 @@ def hash_file(path: Path) -> str:
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:
-    """Every file under ``folder`` but the manifest, with size and sha256."""
+    """Every file under ``folder`` but the manifest and its signature, with size and sha256."""
     return {
         file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, hash_file(file))
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name != manifests.FILE
+        if file.is_file() and file.name not in (manifests.FILE, SIGNATURE)
     }
 
 

@@ -18,14 +18,18 @@ COMMANDS = {
     "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
     "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe a bundle's activation ranges."),
     "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
+    "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),
     "embed": ("reelquant.runtime.commands.embed:embed", "", "Compute prompts' embeddings ahead, for a run without T5."),
     "decode": ("reelquant.runtime.commands.decode:decode", "", "Make a clip of latents that generate --latents kept."),
     "inspect": ("reelquant.runtime.commands.inspect:inspect", "", "Say what a bundle holds and how it was made."),
+    "sign": ("reelquant.runtime.commands.sign:sign", "", "Sign a bundle, so that others can load its engines."),
     "verify": ("reelquant.runtime.commands.verify:verify", "", "Check every file of a bundle against its hash."),
     "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others can't."),
 }
+# What ``build`` runs first where its package is installed; the runtime itself imports nothing of it.
+HOOKS = {"lint": "reelquant.quant.lint.run:refuse_what_lint_finds"}
 
 
 class LazyGroup(click.Group):
@@ -59,10 +63,10 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 2 bad input (one message, no traceback), 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 findings (lint), 2 bad input (one message, no traceback), 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        cli.main(args=arguments, prog_name="reelquant", standalone_mode=False)
+        code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False, obj=HOOKS)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
@@ -80,7 +84,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted; nothing was left half-written.", err=True)
         sys.exit(130)
-    sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import sys
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
+
+from reelquant.runtime.gpus import Gpus, gpus
 
 # What decides the speed of INT8, bf16 and FP8 graphs on a CPU, under the kernel's names (x86, then Arm).
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
@@ -27,14 +28,6 @@ class EngineReport:
     devices: str
     reason: str
     remedy: str
-
-
-@dataclass(frozen=True)
-class Gpus:
-    """NVIDIA GPUs as the driver names them; ``reason`` is why there is none, else empty."""
-
-    names: tuple[str, ...]
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -58,30 +51,6 @@ def diagnose() -> list[EngineReport]:
         _report("tensorrt-rtx", "tensorrt_rtx", lambda module: _tensorrt(module, found, "tensorrt-rtx")),
         _report("tensorrt", "tensorrt", lambda module: _tensorrt(module, found, "tensorrt")),
     ]
-
-
-def gpus() -> Gpus:
-    """Ask the NVIDIA driver itself: no package's word for it, and no CUDA toolkit needed."""
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-    except OSError:
-        return Gpus((), f"no NVIDIA driver ({name} is not there)")
-    status = driver.cuInit(0)
-    count = ctypes.c_int(0)
-    if status == 0:
-        status = driver.cuDeviceGetCount(ctypes.byref(count))
-    if status not in (0, 100):
-        return Gpus((), f"the NVIDIA driver fails to start (CUDA error {status})")
-    if count.value == 0:
-        return Gpus((), "the NVIDIA driver sees no GPU")
-    names = []
-    for i in range(count.value):
-        device, text = ctypes.c_int(0), ctypes.create_string_buffer(256)
-        driver.cuDeviceGet(ctypes.byref(device), i)
-        driver.cuDeviceGetName(text, 256, device)
-        names.append(text.value.decode(errors="replace"))
-    return Gpus(tuple(names), "")
 
 
 def machine() -> Machine:

@@ -10,12 +10,13 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.errors import BadInput, EngineError
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
 
-# Engine name → module under reelquant.runtime.engines, imported only when it is asked for.
+# Engines that read ONNX → their module under reelquant.runtime.engines, imported only when it is asked for.
 ENGINES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 DEFAULT_ENGINE = "openvino"
 
@@ -56,19 +57,26 @@ def check_engine(name: str) -> str:
     Raises:
         BadInput: it is not; the message lists those that are.
     """
-    if name not in ENGINES:
-        raise BadInput(f"unknown engine {name!r}; one of {', '.join(ENGINES)}")
+    if name not in ENGINES and name not in FLAVORS:
+        raise BadInput(f"unknown engine {name!r}; one of {', '.join([*ENGINES, *FLAVORS])}")
     return name
 
 
+def is_compiled(name: str) -> bool:
+    """Whether an engine's graphs are compiled ahead to files, for chosen GPUs and sizes: TensorRT's are."""
+    return name in FLAVORS
+
+
 def engine_module(name: str) -> Any:
-    """The module of an engine: ``open``, ``build``, ``version`` and ``devices``, its package imported by none of them
+    """The module of an engine that reads ONNX: ``open``, ``build``, ``version`` and ``devices``, its package imported by none of them
     before it is called.
 
     Raises:
-        BadInput: the engine is unknown.
+        BadInput: it is no such engine.
     """
-    return import_module(f"reelquant.runtime.engines.{ENGINES[check_engine(name)]}")
+    if name not in ENGINES:
+        raise BadInput(f"{name!r} does not run ONNX graphs; one of {', '.join(ENGINES)} does")
+    return import_module(f"reelquant.runtime.engines.{ENGINES[name]}")
 
 
 def engine_version(name: str) -> str:
@@ -78,7 +86,7 @@ def engine_version(name: str) -> str:
         BadInput: the engine is unknown.
         MissingExtra: its package is not installed.
     """
-    return str(engine_module(name).version())
+    return FLAVORS[name].version() if is_compiled(check_engine(name)) else str(engine_module(name).version())
 
 
 def open_plan(engine: str, graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:

@@ -17,6 +17,7 @@ T = TypeVar("T")
 FORMAT = 1
 FILE = "manifest.json"
 TASKS = ("t2v", "i2v")
+BASES = ("fp32", "fp16", "bf16")
 # Plain nested names only: a manifest never reaches outside its folder, nor into hidden files.
 _SAFE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -54,7 +55,8 @@ class FileEntry:
 class Manifest:
     """The whole of ``manifest.json``.
 
-    ``vae`` holds ``scaling_factor`` and ``invert_scale_latents``; ``transformer`` and ``scheduler`` are the
+    ``base`` is what all that is not quantized computes in. ``vae`` holds ``scaling_factor`` and ``invert_scale_latents``;
+    ``transformer`` and ``scheduler`` are the
     checkpoint's own configs; ``files`` lists every file of the bundle but the manifest.
     """
 
@@ -70,6 +72,7 @@ class Manifest:
     source: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, FileEntry]
+    base: str = "fp32"
     quantization: dict[str, Any] | None = None
     engines: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -110,6 +113,8 @@ class Manifest:
             raise BundleError(
                 f"{where} names the unknown task {self.task!r}, not one of {', '.join(TASKS)}; export the bundle again"
             )
+        if self.base not in BASES:
+            raise BundleError(f"{where} names the unknown base {self.base!r}; export the bundle again")
         scale = self.vae.get("scaling_factor")
         if type(scale) not in (int, float) or not scale:
             raise BundleError(f"{where} has the scaling_factor {scale!r}; export the bundle again")

@@ -14,6 +14,7 @@ from reelquant.runtime.denoise import Condition, denoise
 from reelquant.runtime.embeddings import EmbeddingCache
 from reelquant.runtime.engine import DEFAULT_ENGINE, Plan, check_engine
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.graphs import check_base, open_graphs
 from reelquant.runtime.images import from_model, load_image, resized, to_model
 from reelquant.runtime.latents import SavedLatents
 from reelquant.runtime.positions import LEARNED, position_inputs
@@ -22,6 +23,7 @@ from reelquant.runtime.request import Request, Settings, settle
 from reelquant.runtime.schedulers import scheduler_from_config, with_class
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
+from reelquant.runtime.trust import OWN, Trust
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.video import Clip, read_clip
 
@@ -43,9 +45,11 @@ class Pipeline:
         embeddings: Path | None = None,
         tiled: bool = False,
         keep: bool = True,
+        trust: Trust = OWN,
     ) -> None:
         self.bundle, self.engine, self.timer = bundle, check_engine(engine), Stopwatch()
-        self._threads, self._tiled, self._keep = threads, tiled, keep
+        self._threads, self._tiled, self._keep, self._trust = threads, tiled, keep, trust
+        check_base(bundle, engine)
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
         bundle.check_hashes(lambda name: name == TOKENIZER)
@@ -172,7 +176,7 @@ class Pipeline:
     def decode(self, latents: Floats, progress: Progress = SILENT) -> NDArray[np.uint8]:
         """Scaled latents → frames uint8 [frames, height, width, 3], chunk by chunk."""
         decoder: VaeDecoder = self._load(
-            "vae_decoder", lambda: VaeDecoder(self.bundle, self.engine, self._threads, self._tiled)
+            "vae_decoder", lambda: VaeDecoder(self.bundle, self.engine, self._threads, self._tiled, self._trust)
         )
         size = Size.of_latents(latents.shape, self.bundle.manifest.geometry)
         frames = np.empty((size.frames, size.height, size.width, 3), np.uint8)
@@ -234,13 +238,15 @@ class Pipeline:
 
     def _vae_encoder(self) -> VaeEncoder:
         encoder: VaeEncoder = self._load(
-            "vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, self._threads, self._tiled)
+            "vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, self._threads, self._tiled, self._trust)
         )
         return encoder
 
     def _plan(self, component: str) -> Plan:
         def load() -> Plan:
-            return self.bundle.open_graphs(component, self.engine, "main", threads=self._threads)["main"]
+            return open_graphs(self.bundle, component, self.engine, "main", threads=self._threads, trust=self._trust)[
+                "main"
+            ]
 
         plan: Plan = self._load(component, load)
         return plan
@@ -264,18 +270,19 @@ def load_pipeline(
     embeddings: Path | None = None,
     tiled: bool = False,
     keep: bool = True,
+    trust: Trust = OWN,
 ) -> Pipeline:
     """Open a bundle folder on an engine.
 
     Prompts' embeddings are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles:
     less memory, a little more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up
-    after use: memory for one at a time.
+    after use: memory for one at a time. ``trust`` says whose TensorRT engines are loaded besides one's own.
 
     Raises:
         BundleError: not a bundle, or incomplete.
         BadInput: the engine is unknown.
     """
-    return Pipeline(Bundle.open(Path(bundle)), engine, threads, embeddings, tiled, keep)
+    return Pipeline(Bundle.open(Path(bundle)), engine, threads, embeddings, tiled, keep, trust)
 
 
 def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[tuple[int, ...]], Floats] | None:

@@ -110,5 +110,17 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def parse_clip(text: str) -> Size:
+    """``"49x480x720"`` → 49 frames of 480×720, unchecked.
+
+    Raises:
+        BadInput: the text is not FRAMESxHEIGHTxWIDTH.
+    """
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text.strip().lower(), re.ASCII)
+    if not found:
+        raise BadInput(f"clip {text[:40]!r} is not FRAMESxHEIGHTxWIDTH; write it like 49x480x720")
+    return Size(int(found[1]), int(found[2]), int(found[3]))
+
+
 def _near(value: int, step: int) -> int:
     return max(step, step * ((2 * value + step) // (2 * step)))

@@ -67,9 +67,14 @@ def exceeds(sides: tuple[int, ...], tiling: tuple[Tiling, Tiling]) -> bool:
     return any(side > axis.tile for side, axis in zip(sides, tiling, strict=True))
 
 
+def tile_sides(side: int, axis: Tiling) -> list[int]:
+    """The tiles' lengths along one axis of ``side`` cells; those at its end are shorter."""
+    return [min(axis.tile, side - start) for start in range(0, side, axis.stride)]
+
+
 def tile_count(latents: Floats, tiling: tuple[Tiling, Tiling]) -> int:
     """How many tiles latents [latent_frames, channels, h, w] are decoded in."""
-    rows, columns = (len(range(0, side, axis.stride)) for side, axis in zip(latents.shape[2:], tiling, strict=True))
+    rows, columns = (len(tile_sides(side, axis)) for side, axis in zip(latents.shape[2:], tiling, strict=True))
     return rows * columns
 
 

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import EnginePlan, open_plan
+from reelquant.runtime.engine import EnginePlan
+from reelquant.runtime.graphs import check_component, open_graph
 from reelquant.runtime.tiles import decode_tiled, encode_tiled, exceeds, tile_count, tilings
+from reelquant.runtime.trust import OWN, Trust
 
 Floats = NDArray[np.float32]
 
@@ -20,8 +22,10 @@ class VaeDecoder:
     With ``tiled``, frames larger than half of the VAE's own size are decoded in tiles, in the memory of one.
     """
 
-    def __init__(self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False) -> None:
-        self._graphs = _Graphs(bundle, "vae_decoder", engine, threads)
+    def __init__(
+        self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False, trust: Trust = OWN
+    ) -> None:
+        self._graphs = _Graphs(bundle, "vae_decoder", engine, threads, trust)
         self._tiling = tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial) if tiled else None
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
 
@@ -55,8 +59,10 @@ class VaeDecoder:
 class VaeEncoder:
     """Frames → scaled latents. A still image is a stream of one frame; ``tiled`` is as the decoder's."""
 
-    def __init__(self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False) -> None:
-        self._graphs = _Graphs(bundle, "vae_encoder", engine, threads)
+    def __init__(
+        self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False, trust: Trust = OWN
+    ) -> None:
+        self._graphs = _Graphs(bundle, "vae_encoder", engine, threads, trust)
         vae = bundle.manifest.vae
         self._tiling = tilings(vae, bundle.manifest.geometry.spatial, "encoder") if tiled else None
         scale = float(vae["scaling_factor"])
@@ -118,9 +124,12 @@ def _stream(graphs: _Graphs, name: str, output: str, chunks: Iterator[Floats]) -
 class _Graphs:
     """The checked graphs of a component, loaded where they are used and given up after: the memory of one at a time."""
 
-    def __init__(self, bundle: Bundle, component: str, engine: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, component: str, engine: str, threads: int | None, trust: Trust) -> None:
         self._bundle, self._component, self._engine, self._threads = bundle, component, engine, threads
-        bundle.check_hashes(lambda file: file.startswith(f"{component}/"))
+        self._trust = trust
+        check_component(bundle, component, engine)
 
     def open(self, name: str) -> EnginePlan:
-        return open_plan(self._engine, self._bundle.graph(self._component, name), self._threads, lean=True)
+        return open_graph(
+            self._bundle, self._component, name, self._engine, self._threads, lean=True, trust=self._trust
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from reelquant.runtime.bundle import Bundle
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "demo" / "checkpoints"
 BUILD = ROOT / "build" / "tests"
+# Engines that tests build are kept here, and the user's own cache is left alone; commands that tests start inherit it.
+os.environ["REELQUANT_CACHE"] = str(BUILD / "cache")
 
 BundleMaker = Callable[[str, str], Bundle]
 TinyBundleMaker = Callable[[str], Bundle]
@@ -32,6 +35,26 @@ def demo_bundle() -> BundleMaker:
         if (task, precision) not in made:
             plan = ExportPlan(precision, data="demo")
             out, work = BUILD / f"{task}-{precision}", BUILD / f"work-{task}"
+            made[task, precision] = export_checkpoint(str(CHECKPOINTS / task), out, plan, work, replace=True)
+        return made[task, precision]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def rtx_bundle() -> BundleMaker:
+    """As ``demo_bundle``, with TensorRT-RTX engines for Ada and Blackwell, which build without a GPU."""
+    from reelquant.export.road import ExportPlan, export_checkpoint
+    from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+    from reelquant.runtime.engines.tensorrt.stage import Wanted
+
+    made: dict[tuple[str, str], Bundle] = {}
+
+    def make(task: str, precision: str) -> Bundle:
+        if (task, precision) not in made:
+            wanted = Wanted(options=BuildOptions(("sm89", "sm120")))
+            plan = ExportPlan(precision, "tensorrt-rtx", data="demo", wanted=wanted)
+            out, work = BUILD / f"rtx-{task}-{precision}", BUILD / f"work-{task}"
             made[task, precision] = export_checkpoint(str(CHECKPOINTS / task), out, plan, work, replace=True)
         return made[task, precision]
 

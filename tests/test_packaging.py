@@ -47,7 +47,7 @@ def test_type_checkers_find_the_folders_under_the_import_name() -> None:
 def test_the_base_install_is_lean(project: dict[str, Any]) -> None:
     names = {text.split(">")[0] for text in project["project"]["dependencies"]}
     assert names == {"av", "click", "numpy", "pillow", "rich", "tokenizers"}
-    extras = {"export", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "dev"}
+    extras = {"export", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "sign", "dev"}
     assert project["project"]["optional-dependencies"].keys() == extras
 
 

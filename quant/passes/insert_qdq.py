@@ -1,8 +1,8 @@
-"""Quantize linears: weights are stored in 8 bit, and activations go through Q/DQ with calibrated scales.
+"""Quantize a transformer by a recipe: linears with stored 8-bit weights, and whole attentions.
 
-    x → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← 8-bit weight
-
-Nothing stands between DequantizeLinear and MatMul, or engines would not fuse the two into an 8-bit product.
+An FP8 attention has Q/DQ on Q, K, V *and* on the softmax's output, never on a part of them: engines would then compute
+the scores unfused, tens of gigabytes at video lengths. The softmax's scale is 1/448 whatever the data, since its values
+lie in 0…1 (as in NVIDIA's ModelOpt).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from reelquant.quant.linears import Linear, linear_nodes, quantized_source
-from reelquant.quant.numerics import Format, Granularity, PerChannel, PerTensor, Quantized
-from reelquant.quant.primitives import Floats, quantize, scale_from_absmax, weight_scales
+from reelquant.quant.attentions import Attention, attention_nodes
+from reelquant.quant.linears import Linear, family, linear_nodes, quantized_source
+from reelquant.quant.numerics import FP8_E4M3, HIGH, Numerics, Quantized, WeightOnly
+from reelquant.quant.passes.qdq import QdqInserter
+from reelquant.quant.primitives import scale_from_absmax
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.errors import BadInput, BundleError
@@ -29,64 +30,116 @@ _LOWEST_OPSET = 21
 
 @dataclass
 class QdqReport:
-    """What became of every linear, by name; ``skipped`` maps to the reason, ``families`` counts the three fates."""
+    """What became of every linear and attention, by name; ``skipped`` maps to the reason.
+
+    ``families`` counts fates by name without block number, as ``transformer_blocks.*.ff.net.2``.
+    """
 
     quantized: list[str] = field(default_factory=list)
+    weight_only: list[str] = field(default_factory=list)
     kept_high: list[str] = field(default_factory=list)
+    attentions: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     activations: int = 0
     families: dict[str, Counter[str]] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
-        """For manifests: how many were quantized, kept high and skipped, and how many activations have Q/DQ."""
+        """For manifests: how many of each fate, and how many activations have Q/DQ."""
         return {
             "quantized": len(self.quantized),
+            "weight_only": len(self.weight_only),
             "kept_high": len(self.kept_high),
+            "attentions": len(self.attentions),
             "skipped": len(self.skipped),
             "activations": self.activations,
         }
 
+    def add(self, name: str, fate: str) -> None:
+        getattr(self, fate).append(name)
+        self.families.setdefault(family(name), Counter())[fate] += 1
 
-def insert_qdq(model: ir.Model, ranges: Ranges, recipe: Recipe) -> QdqReport:
-    """Quantize, in place, the linears that ``recipe`` names; biases and everything else stay as they are.
+    def skip(self, name: str, reason: str) -> None:
+        self.skipped[name] = reason
+        self.families.setdefault(family(name), Counter())["skipped"] += 1
 
-    8-bit weights are computed when the model is saved, one at a time, so a model larger than memory passes.
+
+def insert_qdq(model: ir.Model, ranges: Ranges, recipe: Recipe, base: str = "fp32") -> QdqReport:
+    """Quantize, in place, what ``recipe`` names; biases and everything else stay as they are.
+
+    ``base`` is what the float32 ``model`` will compute in at last ("fp32", "fp16", "bf16"): scales fit it. 8-bit weights
+    are computed when the model is saved, one at a time, so a model larger than memory passes.
 
     Raises:
         BadInput: a rule of the recipe matches nothing, the graph is already quantized, or the ranges miss a tensor.
         BundleError: an opset or weight dtype that this pass does not take, or a weight with an infinity or NaN.
     """
-    linears = linear_nodes(model)
-    recipe.check([node.name or "" for node in model.graph], [linear.name for linear in linears])
+    linears, attentions = linear_nodes(model), attention_nodes(model)
+    nodes = [node.name or "" for node in model.graph]
+    recipe = recipe.for_blocks(nodes)
+    recipe.check(nodes, [linear.name for linear in linears], [attention.name for attention in attentions])
     report = QdqReport()
-    chosen: list[tuple[Linear, Quantized]] = []
-    for linear in linears:
-        numerics = recipe.resolve(linear.name)
-        if not isinstance(numerics, Quantized):
-            report.kept_high.append(linear.name)
-            _count(report, linear, "kept_high")
-        elif min(linear.shape) < _SMALLEST_SIDE:
-            report.skipped[linear.name] = f"{linear.shape[0]}×{linear.shape[1]} has a side under {_SMALLEST_SIDE}"
-            _count(report, linear, "skipped")
-        else:
-            chosen.append((linear, numerics))
-    _check(model, [linear for linear, _ in chosen], ranges)
+    chosen = _chosen_linears(linears, recipe, report)
+    whole = _chosen_attentions(attentions, recipe, report)
+    _check(model, [linear for linear, _ in chosen])
+    _check_ranges(ranges, chosen, whole)
 
-    inserter = _Inserter(model.graph, ranges)
+    inserter = QdqInserter(model.graph, base)
     for linear, numerics in chosen:
-        inserter.quantize(linear, numerics)
-        report.quantized.append(linear.name)
-        _count(report, linear, "quantized")
-    report.activations = len(inserter.activations)
+        if isinstance(numerics, Quantized):
+            scale = scale_from_absmax(ranges.absmax(linear.activation), numerics.format)
+            inserter.activation(linear.node, 0, linear.activation, scale, numerics.format)
+        inserter.weight(linear, numerics.format, numerics.weights)
+    for attention in whole:
+        _quantize_attention(inserter, attention, ranges)
+    report.activations = inserter.activations
     inserter.remove_unused_weights()
     return report
 
 
-def _count(report: QdqReport, linear: Linear, fate: str) -> None:
-    report.families.setdefault(linear.family, Counter())[fate] += 1
+def _chosen_linears(
+    linears: list[Linear], recipe: Recipe, report: QdqReport
+) -> list[tuple[Linear, Quantized | WeightOnly]]:
+    chosen: list[tuple[Linear, Quantized | WeightOnly]] = []
+    for linear in linears:
+        numerics: Numerics = recipe.resolve(linear.name)
+        if numerics == HIGH:
+            report.add(linear.name, "kept_high")
+        elif min(linear.shape) < _SMALLEST_SIDE:
+            report.skip(linear.name, f"{linear.shape[0]}×{linear.shape[1]} has a side under {_SMALLEST_SIDE}")
+        elif isinstance(numerics, Quantized | WeightOnly):
+            report.add(linear.name, "quantized" if isinstance(numerics, Quantized) else "weight_only")
+            chosen.append((linear, numerics))
+    return chosen
 
 
-def _check(model: ir.Model, linears: list[Linear], ranges: Ranges) -> None:
+def _chosen_attentions(attentions: list[Attention], recipe: Recipe, report: QdqReport) -> list[Attention]:
+    chosen = []
+    for attention in attentions:
+        numerics = recipe.resolve(attention.name)
+        if not isinstance(numerics, Quantized):
+            continue
+        if numerics.format != FP8_E4M3:
+            report.skip(attention.name, f"no engine fuses a {numerics.format.name} attention at video lengths")
+            continue
+        report.add(attention.name, "attentions")
+        chosen.append(attention)
+    return chosen
+
+
+def _quantize_attention(inserter: QdqInserter, attention: Attention, ranges: Ranges) -> None:
+    operands = (
+        (attention.scores, 0, attention.query),
+        (attention.scores, 1, attention.key),
+        (attention.mix, 1, attention.value),
+    )
+    for node, index, name in operands:
+        scale = scale_from_absmax(ranges.absmax(name), FP8_E4M3)
+        inserter.activation(node, index, name, scale, FP8_E4M3)
+    one = scale_from_absmax(np.float32(1), FP8_E4M3)
+    inserter.activation(attention.mix, 0, attention.weights, one, FP8_E4M3)
+
+
+def _check(model: ir.Model, linears: list[Linear]) -> None:
     opset = model.opset_imports.get("", 0)
     if opset < _LOWEST_OPSET:
         raise BundleError(f"the graph has opset {opset}, and Q/DQ needs {_LOWEST_OPSET} or newer; export it again")
@@ -98,92 +151,16 @@ def _check(model: ir.Model, linears: list[Linear], ranges: Ranges) -> None:
             raise BundleError(
                 f"{linear.weight} is {dtype}, not FLOAT; quantize the float32 graph, before any 16-bit cast"
             )
-    missing = sorted({linear.activation for linear in linears} - ranges.low.keys())
+
+
+def _check_ranges(
+    ranges: Ranges, linears: list[tuple[Linear, Quantized | WeightOnly]], attentions: list[Attention]
+) -> None:
+    needed = {linear.activation for linear, numerics in linears if isinstance(numerics, Quantized)}
+    needed |= {name for attention in attentions for name in (attention.query, attention.key, attention.value)}
+    missing = sorted(needed - ranges.low.keys())
     if missing:
         raise BadInput(
             f"the ranges miss {len(missing)} activations of this graph, such as {missing[0]!r}; "
             "calibrate again, from the bundle that is quantized"
         )
-
-
-class _Inserter:
-    """Makes each scale, zero point, weight and activation pair once, however many linears read it."""
-
-    def __init__(self, graph: ir.Graph, ranges: Ranges) -> None:
-        self.graph = graph
-        self.ranges = ranges
-        self.activations: dict[tuple[str, Format], ir.Value] = {}
-        self.weights: dict[tuple[str, Format, Granularity], ir.Value] = {}
-
-    def quantize(self, linear: Linear, numerics: Quantized) -> None:
-        node, format = linear.node, numerics.format
-        granularity = numerics.weights
-        if linear.transposed and isinstance(granularity, PerChannel):
-            granularity = PerChannel(1 - granularity.axis)
-        activation, weight = (linear.activation, format), (linear.weight, format, granularity)
-        if activation not in self.activations:
-            self.activations[activation] = self._activation(linear, format)
-        if weight not in self.weights:
-            self.weights[weight] = self._weight(linear, format, granularity)
-        node.replace_input_with(0, self.activations[activation])
-        node.replace_input_with(1, self.weights[weight])
-
-    def remove_unused_weights(self) -> None:
-        for name in {name for name, _, _ in self.weights}:
-            if not self.graph.initializers[name].uses():
-                del self.graph.initializers[name]
-
-    def _activation(self, linear: Linear, format: Format) -> ir.Value:
-        """x → Q → DQ, placed before ``linear``, the first of its readers."""
-        value = linear.node.inputs[0]
-        assert value is not None
-        name = f"{linear.activation}_{format.name}"
-        scale = self._store(f"{name}_scale", scale_from_absmax(self.ranges.absmax(linear.activation), format))
-        zero_point = self._zero_point(format, ())
-        stored = ir.val(name, _dtype(format), value.shape)
-        again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
-        quantizer = ir.node("QuantizeLinear", [value, scale, zero_point], outputs=[stored], name=name)
-        dequantizer = ir.node("DequantizeLinear", [stored, scale, zero_point], outputs=[again], name=again.name)
-        self.graph.insert_before(linear.node, [quantizer, dequantizer])
-        return again
-
-    def _weight(self, linear: Linear, format: Format, granularity: Granularity) -> ir.Value:
-        """8-bit weight → DQ, placed before ``linear``, the first of its readers."""
-        source = self.graph.initializers[linear.weight].const_value
-        if source is None:
-            raise BundleError(f"{linear.weight} has no values; give the traced graph its weights before quantizing it")
-        matrix = source.numpy()
-        try:
-            scales = weight_scales(matrix, format, granularity)
-        except ValueError as error:
-            raise BundleError(f"cannot quantize {linear.weight}: {error}; check the checkpoint it came from") from error
-        axis = granularity.axis if isinstance(granularity, PerChannel) else 0
-        name, shape, dtype = f"{linear.weight}_{format.name}", ir.Shape(matrix.shape), _dtype(format)
-
-        def values() -> ir.TensorProtocol:
-            return ir.tensor(quantize(source.numpy(), scales, format, axis), name=name)
-
-        stored = ir.val(name, const_value=ir.LazyTensor(values, dtype, shape, name=name))
-        self.graph.register_initializer(stored)
-        scale = self._store(f"{name}_scale", scales)
-        again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, shape)
-        attributes = {} if isinstance(granularity, PerTensor) else {"axis": axis}
-        inputs = [stored, scale, self._zero_point(format, scales.shape)]
-        self.graph.insert_before(
-            linear.node, ir.node("DequantizeLinear", inputs, attributes, outputs=[again], name=again.name)
-        )
-        return again
-
-    def _zero_point(self, format: Format, shape: tuple[int, ...]) -> ir.Value:
-        # reelquant.runtime.engines.onnxruntime finds FP8 graphs by this name.
-        name = "_".join([format.name, "zero_point", *map(str, shape)])
-        return self.graph.initializers.get(name) or self._store(name, np.zeros(shape, format.dtype))
-
-    def _store(self, name: str, array: Floats | NDArray[np.generic]) -> ir.Value:
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        self.graph.register_initializer(value)
-        return value
-
-
-def _dtype(format: Format) -> ir.DataType:
-    return ir.DataType.from_numpy(format.dtype)

@@ -6,10 +6,22 @@ from pathlib import Path
 
 import click
 
-from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, THREADS, TILED, print_json, shown
+from reelquant.runtime.commands.options import (
+    BUNDLE,
+    ENGINE,
+    JSON,
+    KEYS,
+    QUIET,
+    THREADS,
+    TILED,
+    TRUST,
+    print_json,
+    shown,
+)
 from reelquant.runtime.latents import SavedLatents
 from reelquant.runtime.pipeline import load_pipeline
 from reelquant.runtime.progress import Progress
+from reelquant.runtime.trust import Trust
 from reelquant.runtime.video import check_output
 
 
@@ -20,6 +32,8 @@ from reelquant.runtime.video import check_output
 @TILED
 @ENGINE
 @THREADS
+@KEYS
+@TRUST
 @QUIET
 @JSON
 def decode(
@@ -29,13 +43,15 @@ def decode(
     tiled: bool,
     engine: str,
     threads: int | None,
+    keys: tuple[Path, ...],
+    trust: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Decode LATENTS, a file of `generate --latents`, with BUNDLE's VAE. The clip is the one that generate makes."""
     check_output(output)
     saved = SavedLatents.load(latents)
-    pipeline = load_pipeline(bundle, engine, threads, tiled=tiled)
+    pipeline = load_pipeline(bundle, engine, threads, tiled=tiled, trust=Trust(keys, trust))
     with Progress(shown(quiet)) as progress:
         clip = pipeline.decode_saved(saved, progress)
     clip.save(output)

@@ -7,7 +7,8 @@ from dataclasses import asdict
 import click
 
 from reelquant.runtime.commands.options import JSON, print_json
-from reelquant.runtime.doctor import diagnose, gpus, machine
+from reelquant.runtime.doctor import diagnose, machine
+from reelquant.runtime.gpus import gpus
 
 
 @click.command()

@@ -6,10 +6,21 @@ from pathlib import Path
 
 import click
 
-from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, THREADS, print_json, shown
+from reelquant.runtime.commands.options import (
+    BUNDLE,
+    ENGINE,
+    JSON,
+    KEYS,
+    QUIET,
+    THREADS,
+    TRUST,
+    print_json,
+    shown,
+)
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import load_pipeline
 from reelquant.runtime.progress import Progress
+from reelquant.runtime.trust import Trust
 
 
 @click.command()
@@ -19,6 +30,8 @@ from reelquant.runtime.progress import Progress
 @click.option("--file", "listed", type=click.Path(path_type=Path), help="A text file with one prompt a line.")
 @ENGINE
 @THREADS
+@KEYS
+@TRUST
 @QUIET
 @JSON
 def embed(
@@ -28,6 +41,8 @@ def embed(
     listed: Path | None,
     engine: str,
     threads: int | None,
+    keys: tuple[Path, ...],
+    trust: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -35,7 +50,7 @@ def embed(
     wanted = [*prompts, *(_read(listed) if listed else [])]
     if not wanted:
         raise BadInput("no prompts; give them as arguments, or a file of them with --file")
-    pipeline = load_pipeline(bundle, engine, threads, folder)
+    pipeline = load_pipeline(bundle, engine, threads, folder, trust=Trust(keys, trust))
     for prompt in wanted:  # all are checked before the first is computed
         pipeline.tokenizer.encode(prompt)
     with Progress(shown(quiet)) as progress, progress.stage("embed", len(wanted)) as advance:

@@ -13,9 +13,11 @@ from reelquant.runtime.commands.options import (
     BUNDLE,
     ENGINE,
     JSON,
+    KEYS,
     QUIET,
     THREADS,
     TILED,
+    TRUST,
     print_json,
     shown,
     size_option,
@@ -24,6 +26,7 @@ from reelquant.runtime.latents import SUFFIX
 from reelquant.runtime.pipeline import load_pipeline
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import Request
+from reelquant.runtime.trust import Trust
 from reelquant.runtime.video import check_output
 
 STAGES = ("load", "text", "encode", "denoise", "decode", "write")
@@ -52,6 +55,8 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @TILED
 @ENGINE
 @THREADS
+@KEYS
+@TRUST
 @QUIET
 @JSON
 def generate(
@@ -73,6 +78,8 @@ def generate(
     tiled: bool,
     engine: str,
     threads: int | None,
+    keys: tuple[Path, ...],
+    trust: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -82,7 +89,7 @@ def generate(
     if latents:
         check_output(latents, (SUFFIX,))
     height, width = size or (None, None)
-    pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled, keep=False)
+    pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled, keep=False, trust=Trust(keys, trust))
     request = Request(
         prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler,
         video=video, strength=strength,

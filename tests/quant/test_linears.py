@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.linears import family, linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.recipe import Recipe
 from tests.quant.tiny import SHAPES, is_gemm, model, parameters, ranges_of
@@ -37,7 +37,7 @@ def test_a_quantized_linear_keeps_its_name_shape_and_activation() -> None:
 
 
 def test_families_leave_out_the_block_number_only() -> None:
-    families = {linear.name: linear.family for linear in linear_nodes(model(parameters()))}
+    families = {linear.name: family(linear.name) for linear in linear_nodes(model(parameters()))}
     assert families["transformer_blocks.1.ff.net.0.proj"] == "transformer_blocks.*.ff.net.0.proj"
     assert families["transformer_blocks.0.ff.net.2"] == "transformer_blocks.*.ff.net.2"
     assert families["transformer_blocks.1.attn1.to_out.0"] == "transformer_blocks.*.attn1.to_out.0"

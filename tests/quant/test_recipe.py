@@ -35,8 +35,20 @@ def test_built_in_recipes_quantize_attention_and_feed_forward_only(name: str, nu
     recipe = Recipe.load(name)
     assert recipe.name == name and recipe.description
     assert {node: recipe.resolve(node) for node in CHANGED} == dict.fromkeys(CHANGED, numerics)
-    assert {node: recipe.resolve(node) for node in KEPT} == dict.fromkeys(KEPT, HIGH)
-    recipe.check(SHAPES, SHAPES)
+    modulation = [node for node in KEPT if node.endswith((".norm1.linear", ".norm2.linear"))]
+    kept = dict.fromkeys(KEPT, HIGH) | (dict.fromkeys(modulation, NUMERICS["fp8_weight"]) if name == "fp8" else {})
+    assert {node: recipe.resolve(node) for node in KEPT} == kept
+    assert recipe.resolve("transformer_blocks.7.attn1") == (numerics if name == "fp8" else HIGH)
+    recipe.check(SHAPES, SHAPES, ["transformer_blocks.0.attn1"])
+
+
+def test_the_last_block_has_a_name() -> None:
+    recipe = parse(
+        '{match="transformer_blocks.*", numerics="int8"}, {match="transformer_blocks.{last}.*", numerics="high"}'
+    )
+    blocks = [f"transformer_blocks.{i}.ff.net.2" for i in (0, 9, 29)]
+    found = recipe.for_blocks([*blocks, "proj_out"])
+    assert [found.resolve(name) for name in blocks] == [NUMERICS["int8"], NUMERICS["int8"], HIGH]
 
 
 def test_the_last_match_wins_and_no_match_is_high() -> None:

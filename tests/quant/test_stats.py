@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibrate import quantizable_values
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.stats import graph_stats
@@ -20,7 +20,7 @@ TARGET = "transformer_blocks.0.ff.net.2"
 
 def quantized(recipe: str) -> ir.Model:
     graph = model(parameters())
-    high = {linear.activation: np.ones(2, np.float32) for linear in linear_nodes(graph)}
+    high = {name: np.ones(2, np.float32) for name in quantizable_values(graph)}
     insert_qdq(graph, ranges_of({name: -values for name, values in high.items()}, high), Recipe.load(recipe))
     return graph
 
@@ -40,13 +40,15 @@ def test_a_float_graph_has_float_facts() -> None:
 def test_a_quantized_graph_is_a_quarter_where_it_is_quantized(tmp_path: Path, recipe: str, dtype: str) -> None:
     before, after = graph_stats(model(parameters())), quantized(recipe)
     stats = graph_stats(after)
-    count = sum(np.prod(shape) for name, shape in SHAPES.items() if ".attn1." in name or ".ff." in name)
-    # Beside the weights: zero points of one byte (a scalar, and for INT8 one per column of each width).
-    assert stats["weight_bytes_by_dtype"][dtype] == count + (1 + 32 + 64 if recipe == "int8" else 1)
+    parts = (".attn1.", ".ff.") if recipe == "int8" else (".attn1.", ".ff.", ".norm1.", ".norm2.")
+    count = sum(np.prod(shape) for name, shape in SHAPES.items() if any(part in name for part in parts))
+    # Beside the weights: zero points of one byte, a scalar and one per column of each width with a scale per channel.
+    assert stats["weight_bytes_by_dtype"][dtype] == count + (1 + 32 + 64 if recipe == "int8" else 1 + 64)
     scales = stats["weight_bytes_by_dtype"]["FLOAT"] - (before["weight_bytes_by_dtype"]["FLOAT"] - 4 * count)
-    assert scales == 4 * (8 + (2 * (5 * 32 + 64) if recipe == "int8" else 12))
+    # Of 8 linears' activations; for FP8 also of 2 attentions' 4 operands, 12 weights, and 4 weights' columns.
+    assert scales == 4 * (8 + (2 * (5 * 32 + 64) if recipe == "int8" else 2 * 4 + 12 + 4 * 64))
     assert stats["quantized_linears"] == 12
-    assert stats["values_by_dtype"][dtype] == 8
+    assert stats["values_by_dtype"][dtype] == (8 if recipe == "int8" else 16)
     ir.save(after, tmp_path / "graph.onnx", external_data="weights.bin")
     assert graph_stats(ir.load(tmp_path / "graph.onnx"))["weight_bytes"] == stats["weight_bytes"]
 

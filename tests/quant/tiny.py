@@ -23,6 +23,8 @@ SHAPES |= {"norm_out.linear": (DIM, 2 * DIM), "proj_out": (DIM, OUT)}
 _GEMMS = ("time_embedding", "norm")
 
 Multiply = Callable[[str, Array, Array], Array]
+# An operand of an attention and its name: "transformer_blocks.0.attn1", and q, k, v or p (the softmax's output).
+Operand = Callable[[str, str, Array], Array]
 
 
 def is_gemm(name: str) -> bool:
@@ -48,8 +50,12 @@ def feeds(seed: int = 1, batch: int = 3, tokens: int = 10) -> dict[str, Array]:
     }
 
 
-def forward(weights: dict[str, Array], fed: dict[str, Array], multiply: Multiply) -> Array:
-    """The transformer in float64; ``multiply(linear, x [..., K], weight [K, N])`` computes every product."""
+def forward(
+    weights: dict[str, Array], fed: dict[str, Array], multiply: Multiply, operand: Operand = lambda _, __, x: x
+) -> Array:
+    """The transformer in float64; ``multiply(linear, x [..., K], weight [K, N])`` computes every linear, and
+    ``operand`` is what an attention makes of each of its operands.
+    """
 
     def linear(name: str, x: Array) -> Array:
         return multiply(name, x, weights[f"{name}.weight"].astype(np.float64)) + weights[f"{name}.bias"]
@@ -65,9 +71,11 @@ def forward(weights: dict[str, Array], fed: dict[str, Array], multiply: Multiply
         block = f"transformer_blocks.{i}."
         normal = modulated(f"{block}norm1.linear", x)
         q, k, v = (linear(f"{block}attn1.to_{name}", normal) for name in "qkv")
+        q, k, v = (operand(f"{block}attn1", name, each) for name, each in zip("qkv", (q, k, v), strict=True))
         scores = q @ k.transpose(0, 2, 1) * DIM**-0.5
         scores = np.exp(scores - scores.max(-1, keepdims=True))
-        x = x + linear(f"{block}attn1.to_out.0", scores / scores.sum(-1, keepdims=True) @ v)
+        mixed = operand(f"{block}attn1", "p", scores / scores.sum(-1, keepdims=True)) @ v
+        x = x + linear(f"{block}attn1.to_out.0", mixed)
         inner = linear(f"{block}ff.net.0.proj", modulated(f"{block}norm2.linear", x))
         inner = inner / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
         x = x + linear(f"{block}ff.net.2", inner)
@@ -101,7 +109,7 @@ def model(weights: dict[str, Array], opset: int = 23) -> ir.Model:
         q, k, v = (linear(f"{block}attn1.to_{name}", normal) for name in "qkv")
         scores = graph.op("MatMul", q, graph.op("Transpose", k, perm=[0, 2, 1]))
         scaled = graph.op("Mul", scores, graph.store("scale", np.array(DIM**-0.5, np.float32)))
-        mixed = graph.op("MatMul", graph.op("Softmax", scaled, axis=-1), v)
+        mixed = graph.op("MatMul", graph.op("Softmax", scaled, axis=-1, name=f"{block}attn1/Softmax"), v)
         x = graph.op("Add", x, linear(f"{block}attn1.to_out.0", mixed))
         inner = linear(f"{block}ff.net.0.proj", modulated(f"{block}norm2.linear", x))
         x = graph.op("Add", x, linear(f"{block}ff.net.2", graph.op("Gelu", inner, approximate="tanh")))

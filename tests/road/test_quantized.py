@@ -13,7 +13,7 @@ import pytest
 from reelquant.export.parity import relative_l2
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
-from reelquant.quant.stats import is_quantized
+from reelquant.quant.stats import is_quantized, is_weight_only
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 from tests.conftest import BundleMaker
@@ -44,14 +44,17 @@ def test_the_blocks_linears_are_stored_in_eight_bits(
     assert len(quantized) == BLOCKS * PER_BLOCK
     assert all(name.startswith("transformer_blocks.") and ".norm" not in name for name in quantized)
 
-    elements = sum(int(np.prod(linear.shape)) for linear in linears if linear.name in quantized)
+    stored_names = [*quantized, *(linear.name for linear in linears if is_weight_only(linear))]
+    elements = sum(int(np.prod(linear.shape)) for linear in linears if linear.name in stored_names)
     stored = bytes_by_dtype(bundle.path / "transformer" / WEIGHTS)
     before = bytes_by_dtype(fp32.path / "transformer" / WEIGHTS)
     assert stored[dtype] >= elements  # one byte each (and zero points)
     assert before["F32"] - stored["F32"] == pytest.approx(4 * elements, rel=0.02)
     assert bundle.manifest.components["transformer"].stats["main"]["quantized_linears"] == len(quantized)
-    report = bundle.manifest.components["transformer"].passes["insert_qdq"]
-    assert report == {"quantized": 36, "kept_high": 17, "skipped": 0, "activations": report["activations"]}
+    report = bundle.manifest.components["transformer"].passes["main"]["insert_qdq"]
+    modulation = 2 * BLOCKS if precision == "fp8" else 0
+    assert (report["quantized"], report["weight_only"], report["kept_high"]) == (36, modulation, 17 - modulation)
+    assert (report["attentions"], report["skipped"]) == (BLOCKS if precision == "fp8" else 0, 0)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

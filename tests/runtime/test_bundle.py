@@ -11,6 +11,7 @@ import pytest
 
 from reelquant.runtime.bundle import Bundle, hash_file, list_files
 from reelquant.runtime.errors import BundleError
+from reelquant.runtime.graphs import open_graphs
 from tests.conftest import TinyBundleMaker
 
 WEIGHTS = "transformer/weights.safetensors"
@@ -69,8 +70,8 @@ def test_what_is_seen_when_it_is_opened(bundle: Bundle, change: Callable[[Path],
 def test_one_bit_is_seen_when_the_component_is_used(bundle: Bundle, at: int) -> None:
     flip(bundle.path / WEIGHTS, at)
     opened = Bundle.open(bundle.path)
-    assert opened.open_graphs("text_encoder", "onnxruntime", "main")["main"].inputs == ("input_ids",)
-    for act in (opened.verify, opened.check_hashes, lambda: opened.open_graphs("transformer", "onnxruntime")):
+    assert open_graphs(opened, "text_encoder", "onnxruntime", "main")["main"].inputs == ("input_ids",)
+    for act in (opened.verify, opened.check_hashes, lambda: open_graphs(opened, "transformer", "onnxruntime")):
         with pytest.raises(BundleError, match=f"{WEIGHTS} was changed after export: its sha256 .*; copy it again"):
             act()
 
@@ -123,9 +124,9 @@ def test_graphs_that_it_does_not_have(bundle: Bundle) -> None:
         with pytest.raises(BundleError, match=f"has no graph {component}/{graph}; export it again"):
             bundle.graph(component, graph)
         with pytest.raises(BundleError, match="has no graph"):
-            bundle.open_graphs(component, "onnxruntime", graph)
+            open_graphs(bundle, component, "onnxruntime", graph)
     with pytest.raises(BundleError, match="has no graph upscaler"):
-        bundle.open_graphs("upscaler", "onnxruntime")
+        open_graphs(bundle, "upscaler", "onnxruntime")
 
 
 def test_copied_files_are_the_same(bundle: Bundle, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from reelquant.runtime import doctor
-from reelquant.runtime.doctor import EngineReport, Gpus, diagnose, gpus, machine
+from reelquant.runtime.doctor import EngineReport, diagnose, machine
+from reelquant.runtime.gpus import Gpus, gpus
 
 NONE, ONE = Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), Gpus(("NVIDIA H200",), "")
 
@@ -142,9 +143,17 @@ class Driver:
         text.value = self.names[device.value]
         return 0
 
+    def cuDeviceGetAttribute(self, value: Any, attribute: int, device: Any) -> int:
+        value._obj.value = {75: 8, 76: 9}[attribute] + device.value
+        return 0
+
+    def cuDriverGetVersion(self, version: Any) -> int:
+        version._obj.value = 13010
+        return 0
+
 
 @pytest.mark.parametrize(("driver", "expected"), [
-    (Driver([b"NVIDIA H200", b"NVIDIA L4"]), Gpus(("NVIDIA H200", "NVIDIA L4"), "")),
+    (Driver([b"NVIDIA H200", b"NVIDIA L4"]), Gpus(("NVIDIA H200", "NVIDIA L4"), "", ((8, 9), (9, 10)), 13010)),
     (Driver([]), Gpus((), "the NVIDIA driver sees no GPU")),
     (Driver([], status=100), Gpus((), "the NVIDIA driver sees no GPU")),
     (Driver([b"x"], status=803), Gpus((), "the NVIDIA driver fails to start (CUDA error 803)")),

@@ -109,5 +109,5 @@ def test_build_refuses_what_cannot_be_loaded(engine: str, graph: Path) -> None:
 
 
 def test_an_unknown_engine() -> None:
-    with pytest.raises(BadInput, match="unknown engine 'torch'; one of openvino, onnxruntime"):
+    with pytest.raises(BadInput, match="'torch' does not run ONNX graphs; one of openvino, onnxruntime does"):
         open_plan("torch", Path("x"))

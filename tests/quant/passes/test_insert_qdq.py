@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from reelquant.quant.attentions import attention_nodes
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
@@ -22,6 +23,10 @@ from tests.quant.tiny import BLOCKS, DIM, INNER, SHAPES, Array, feeds, forward, 
 
 EACH_FORMAT = pytest.mark.parametrize("format", ["int8", "fp8"])
 QUANTIZED = {name for name in SHAPES if ".attn1." in name or ".ff." in name}
+MODULATION = {
+    name for name in SHAPES if ".norm1." in name or ".norm2." in name
+}  # whose weights alone are stored in FP8
+ATTENTIONS = [f"transformer_blocks.{i}.attn1" for i in range(BLOCKS)]
 EVERYTHING = 'name="all"\ndescription="every linear"\nrules=[{{match="*", numerics="{}"}}]'
 
 # Root mean square of the error, relative to the output's.
@@ -63,15 +68,25 @@ def per_channel(weight: Array, format: str) -> Array | float:
 
 
 def calibrated(weights: dict[str, Array], fed: dict[str, Array]) -> tuple[Ranges, dict[str, float]]:
-    """Ranges by activation name, as calibration would find them, and absolute maxima by linear name."""
+    """Ranges by activation name, as calibration would find them, and absolute maxima by linear name.
+
+    Maxima of an attention's operands are by its name and the operand's: ``transformer_blocks.0.attn1.q``.
+    """
     seen: dict[str, Array] = {}
 
     def multiply(name: str, x: Array, weight: Array) -> Array:
         seen[name] = x.reshape(len(x), -1).astype(np.float32)
         return x @ weight
 
-    forward(weights, fed, multiply)
+    def operand(name: str, which: str, x: Array) -> Array:
+        seen[f"{name}.{which}"] = x.reshape(len(x), -1).astype(np.float32)
+        return x
+
+    forward(weights, fed, multiply, operand)
     activation = {linear.name: linear.activation for linear in linear_nodes(model(weights))}
+    for attention in attention_nodes(model(weights)):
+        operands = {"q": attention.query, "k": attention.key, "v": attention.value, "p": attention.weights}
+        activation |= {f"{attention.name}.{which}": name for which, name in operands.items()}
     ranges = ranges_of(
         {activation[name]: x.min(1) for name, x in seen.items()},
         {activation[name]: x.max(1) for name, x in seen.items()},
@@ -86,16 +101,22 @@ def test_a_quantized_transformer_computes_the_simulation(tmp_path: Path, engine:
     ranges, absmax = calibrated(weights, fed)
 
     def multiply(name: str, x: Array, weight: Array) -> Array:
+        if name in MODULATION and format == "fp8":
+            return x @ simulated(weight.astype(np.float32), np.abs(weight).max(0), format)
         if name not in QUANTIZED:
             return x @ weight
         fake = simulated(weight.astype(np.float32), per_channel(weight, format), format)
         return simulated(x, absmax[name], format, engine) @ fake
 
+    def operand(name: str, which: str, x: Array) -> Array:
+        largest = 1.0 if which == "p" else absmax[f"{name}.{which}"]
+        return simulated(x, largest, format, engine) if format == "fp8" else x
+
     graph = model(weights)
     insert_qdq(graph, ranges, Recipe.load(format))
     found = run(graph, engine, fed, tmp_path)["out"]
     tolerance = TOLERANCE[format]
-    assert error(found, forward(weights, fed, multiply)) < tolerance["simulated"]
+    assert error(found, forward(weights, fed, multiply, operand)) < tolerance["simulated"]
     plain = forward(weights, fed, lambda _, x, weight: x @ weight)
     assert tolerance["least"] < error(found, plain) < tolerance["float"]
 
@@ -137,7 +158,7 @@ def test_one_linear_is_exact_also_beyond_its_range(tmp_path: Path, engine: str, 
     graph = _one_linear(op, stored)
     report = insert_qdq(graph, ranges_of({"x": np.full(2, -absmax, np.float32)}, {"x": np.ones(2, np.float32)}),
                         Recipe.parse(EVERYTHING.format(format)))  # fmt: skip
-    assert report.counts() == {"quantized": 1, "kept_high": 0, "skipped": 0, "activations": 1}
+    assert report.counts() == dict.fromkeys(report.counts(), 0) | {"quantized": 1, "activations": 1}
 
     largest = np.where(np.abs(weight).max(0) == 0, 127, np.abs(weight).max(0))
     fake = simulated(weight, largest if format == "int8" else per_channel(weight, format), format)
@@ -160,16 +181,29 @@ def test_every_linear_is_counted(format: str) -> None:
     weights = parameters()
     graph = model(weights)
     report = insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load(format))
-    # Per block 6 of 8 linears; q, k and v share an activation, to_out and the two of ff have their own.
-    assert report.counts() == {"quantized": 12, "kept_high": 8, "skipped": 0, "activations": 8}
-    assert set(report.quantized) == QUANTIZED and set(report.kept_high) == SHAPES.keys() - QUANTIZED
+    # Per block 6 of 8 linears; q, k and v share an activation, to_out and the two of ff have their own. An FP8 attention
+    # has four operands, and FP8's modulation is stored in 8 bit.
+    fp8 = format == "fp8"
+    assert report.counts() == {
+        "quantized": 12,
+        "weight_only": 4 * fp8,
+        "kept_high": 8 - 4 * fp8,
+        "attentions": 2 * fp8,
+        "skipped": 0,
+        "activations": 8 + 8 * fp8,
+    }
+    stored = QUANTIZED | (MODULATION if fp8 else set())
+    assert set(report.quantized) == QUANTIZED and set(report.kept_high) == SHAPES.keys() - stored
+    assert report.attentions == (ATTENTIONS if fp8 else [])
     assert report.families["transformer_blocks.*.ff.net.0.proj"] == Counter(quantized=2)
-    assert report.families["transformer_blocks.*.norm1.linear"] == Counter(kept_high=2)
-    assert sum(sum(fates.values()) for fates in report.families.values()) == len(SHAPES)
+    assert report.families["transformer_blocks.*.norm1.linear"] == Counter({"weight_only" if fp8 else "kept_high": 2})
+    assert sum(sum(fates.values()) for fates in report.families.values()) == len(SHAPES) + 2 * fp8
     stats = graph_stats(graph)
     assert (stats["linears"], stats["quantized_linears"]) == (len(SHAPES), len(QUANTIZED))
+    assert (stats["weight_only_linears"], stats["quantized_attentions"]) == (4 * fp8, 2 * fp8)
     ops = Counter(node.op_type for node in graph.graph)
-    assert (ops["QuantizeLinear"], ops["DequantizeLinear"]) == (8, 8 + 6 * BLOCKS)
+    pairs = 8 + 8 * fp8
+    assert (ops["QuantizeLinear"], ops["DequantizeLinear"]) == (pairs, pairs + 6 * BLOCKS + 4 * fp8)
 
 
 @EACH_FORMAT
@@ -177,7 +211,10 @@ def test_small_linears_are_skipped_with_a_reason(format: str) -> None:
     weights = parameters()
     graph = model(weights)
     report = insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.parse(EVERYTHING.format(format)))
-    assert report.skipped == {"proj_out": "32×8 has a side under 16"}
+    skipped = {"proj_out": "32×8 has a side under 16"}
+    if format == "int8":
+        skipped |= dict.fromkeys(ATTENTIONS, "no engine fuses a int8 attention at video lengths")
+    assert report.skipped == skipped
     assert report.counts()["quantized"] == graph_stats(graph)["quantized_linears"] == len(SHAPES) - 1
     assert report.families["proj_out"] == Counter(skipped=1)
 
@@ -203,8 +240,9 @@ def test_weights_are_stored_in_eight_bit(tmp_path: Path, format: str) -> None:
     insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load(format))
     ir.save(graph, tmp_path / "after.onnx", external_data="after.bin")
 
-    count = sum(SHAPES[name][0] * SHAPES[name][1] for name in QUANTIZED)
-    assert count == BLOCKS * (4 * DIM**2 + 2 * DIM * INNER)
+    stored = QUANTIZED | (MODULATION if format == "fp8" else set())
+    count = sum(SHAPES[name][0] * SHAPES[name][1] for name in stored)
+    assert count == BLOCKS * (4 * DIM**2 + 2 * DIM * INNER + (4 * DIM**2 if format == "fp8" else 0))
     saved = (tmp_path / "before.bin").stat().st_size - (tmp_path / "after.bin").stat().st_size
     assert saved == 3 * count
     again = ir.load(tmp_path / "after.onnx")
@@ -212,7 +250,7 @@ def test_weights_are_stored_in_eight_bit(tmp_path: Path, format: str) -> None:
     for linear in linear_nodes(again):
         value = again.graph.initializers[linear.weight]
         assert linear.shape == SHAPES[linear.name]
-        assert value.dtype == (dtype if linear.name in QUANTIZED else ir.DataType.FLOAT)
+        assert value.dtype == (dtype if linear.name in stored else ir.DataType.FLOAT)
         if linear.name not in QUANTIZED:
             continue
         dequantizer = linear.node.inputs[1].producer()  # type: ignore[union-attr]
@@ -226,7 +264,7 @@ def test_weights_are_stored_in_eight_bit(tmp_path: Path, format: str) -> None:
         zero_name = dequantizer.inputs[2].name  # type: ignore[union-attr]
         assert str(zero_name).startswith(f"{format}_zero_point")
     names = set(again.graph.initializers)
-    assert not names & {f"{name}.weight" for name in QUANTIZED}
+    assert not names & {f"{name}.weight" for name in stored}
     assert {f"{name}.bias" for name in SHAPES} <= names
     assert all(again.graph.initializers[f"{name}.bias"].dtype == ir.DataType.FLOAT for name in SHAPES)
 

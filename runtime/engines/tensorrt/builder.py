@@ -1,0 +1,160 @@
+"""ONNX graph → engine: one strongly typed path for TensorRT 10.16, 11 and RTX.
+
+Precision lives in the graph, so no precision flag is set and nothing here depends on an enum's number: 10.16 and 11.4
+number them differently.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reelquant.runtime.engines.tensorrt.flavor import Flavor
+from reelquant.runtime.engines.tensorrt.shapes import Profile, dimension
+from reelquant.runtime.engines.tensorrt.targets import CURRENT
+from reelquant.runtime.errors import BundleError, EngineError
+
+StepDone = Callable[[str, int, int], bool]  # phase, step, of how many → whether to go on
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """``targets`` as :func:`parse_targets` gives them; ``level`` is TensorRT's builder optimization level, 0 to 5."""
+
+    targets: tuple[str, ...] = (CURRENT,)
+    level: int = 3
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """An engine's bytes, the least and most shape of each input, and the builder's log at level INFO."""
+
+    engine: memoryview
+    inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    log: list[str]
+    seconds: float
+
+
+@dataclass
+class BuildLog:
+    """What a builder said, in order; errors apart."""
+
+    lines: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def why(self) -> str:
+        return " ".join((self.errors or self.lines or ["it gave no reason"])[-1].split())[:600]
+
+
+def build_engine(
+    flavor: Flavor, graph: Path, profile: Profile, options: BuildOptions, step: StepDone = lambda *_: True
+) -> Built:
+    """Compile ``graph`` for shapes of ``profile``; ``step`` hears of progress and can stop the build.
+
+    Raises:
+        MissingExtra: the flavor's package is not installed.
+        BundleError: the parser or the builder refuses the graph; the message is theirs.
+        KeyboardInterrupt: ``step`` said to stop.
+    """
+    trt = flavor.module()
+    log = BuildLog()
+    logger = _logger(trt, log)
+    try:
+        builder = trt.Builder(logger)
+    except (RuntimeError, TypeError) as error:  # the binding's constructor returned nothing: no GPU or driver
+        raise EngineError(f"{flavor.engine} cannot build here: {log.why()}; see: reelquant doctor") from error
+    if options.threads:
+        builder.max_threads = options.threads
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(graph)):
+        reasons = [parser.get_error(i) for i in range(parser.num_errors)]
+        said = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in reasons)
+        raise BundleError(f"{flavor.engine} {flavor.version()} cannot read {graph}: {said or log.why()}")
+    config = builder.create_builder_config()
+    config.builder_optimization_level = options.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    monitor = _monitor(trt, step)
+    config.progress_monitor = monitor
+    if flavor.ahead_of_time:
+        config.num_compute_capabilities = len(options.targets)
+        for i, name in enumerate(options.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), i)
+    inputs = _set_shapes(builder, network, config, profile)
+    began = time.monotonic()
+    plan = builder.build_serialized_network(network, config)
+    if monitor.stopped:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise BundleError(f"{flavor.engine} {flavor.version()} cannot build {graph}: {log.why()}")
+    return Built(memoryview(plan), inputs, log.lines, time.monotonic() - began)
+
+
+def _set_shapes(
+    builder: Any, network: Any, config: Any, profile: Profile
+) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Static shapes become the network's own; others go into one optimization profile. Return each input's range."""
+    optimization, found = None, {}
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        ranges = [_shape(tensor, symbols) for symbols in (profile.least, profile.usual, profile.most)]
+        found[tensor.name] = (ranges[0], ranges[2])
+        if ranges[0] == ranges[2]:
+            tensor.shape = ranges[0]
+            continue
+        optimization = optimization or builder.create_optimization_profile()
+        optimization.set_shape(tensor.name, *ranges)
+    if optimization is not None:
+        config.add_optimization_profile(optimization)
+    return found
+
+
+def _shape(tensor: Any, symbols: Any) -> tuple[int, ...]:
+    return tuple(
+        size if size >= 0 else dimension(tensor.get_dimension_name(axis) or "", symbols)
+        for axis, size in enumerate(tensor.shape)
+    )
+
+
+def _logger(trt: Any, log: BuildLog) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.Logger.ERROR, trt.Logger.INTERNAL_ERROR):
+                log.errors.append(message)
+            elif severity in (trt.Logger.INFO, trt.Logger.WARNING):
+                log.lines.append(message)
+
+    return Logger()
+
+
+def _monitor(trt: Any, step: StepDone) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.sizes: dict[str, int] = {}
+            self.stopped = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            # Inner phases come and go in thousands; the outermost says how far the build is.
+            if parent_phase is None:
+                self.sizes[phase_name] = num_steps
+
+        def step_complete(self, phase_name: str, step_number: int) -> bool:
+            try:
+                if phase_name in self.sizes and not step(phase_name, step_number + 1, self.sizes[phase_name]):
+                    self.stopped = True
+            except KeyboardInterrupt:  # must not leave through the builder's own frames
+                self.stopped = True
+            return not self.stopped
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.sizes.pop(phase_name, None)
+
+    return Monitor()

@@ -1,0 +1,136 @@
+"""Engines that were built before, found by everything that decides what an engine is.
+
+An entry is ``KEY.engine`` and, written last, ``KEY.json``. Two processes that want one key build it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reelquant.runtime.atomic import partial_file
+from reelquant.runtime.bundle import hash_file
+from reelquant.runtime.errors import MissingExtra
+
+Causes = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One engine in the cache: its file, that file's sha256, and what its build found out."""
+
+    file: Path
+    sha256: str
+    facts: Mapping[str, Any]
+
+
+class EngineCache:
+    """A folder of engines. ``causes`` is what decides an engine: graph, weights, shapes, targets, versions, options."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder or default_folder()
+
+    def find(self, causes: Causes) -> Entry | None:
+        """The engine of ``causes``, or None: not built, or not whole.
+
+        Its hash is compared where it is loaded, not here: a hit must not cost reading gigabytes.
+        """
+        key = cache_key(causes)
+        file = self.folder / f"{key}.engine"
+        try:
+            facts = json.loads((self.folder / f"{key}.json").read_text(encoding="utf-8"))
+            if facts["causes"] == _plain(causes) and file.stat().st_size == facts["bytes"]:
+                return Entry(file, facts["sha256"], facts["facts"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def get(self, causes: Causes, build: Callable[[], tuple[memoryview, Mapping[str, Any]]]) -> tuple[Entry, bool]:
+        """The engine of ``causes``, built by ``build`` (bytes, facts) where there is none; and whether it was there.
+
+        While another process builds the same one, this waits for it.
+
+        Raises:
+            MissingExtra: filelock is not installed.
+            BadInput: the folder cannot be written, or the disk is full.
+        """
+        try:
+            from filelock import FileLock
+        except ImportError as error:
+            raise MissingExtra("filelock", "tensorrt-rtx") from error
+        found = self.find(causes)
+        if found is not None:
+            return found, True
+        key = cache_key(causes)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / f"{key}.lock"):
+            found = self.find(causes)
+            if found is not None:
+                return found, True
+            engine, facts = build()
+            file = self.folder / f"{key}.engine"
+            with partial_file(file) as temporary, temporary.open("wb") as handle:
+                handle.write(engine)
+            sha256 = hash_file(file)
+            known = {"causes": causes, "sha256": sha256, "bytes": len(engine), "facts": facts}
+            text = json.dumps(known, indent=1, sort_keys=True) + "\n"
+            with partial_file(self.folder / f"{key}.json") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return Entry(file, sha256, _plain(facts)), False
+
+
+def cache_key(causes: Causes) -> str:
+    """sha256 over all causes: whatever changes one of them changes the key."""
+    return hashlib.sha256(json.dumps(causes, sort_keys=True).encode()).hexdigest()
+
+
+def changed_causes(old: Causes, new: Causes) -> list[str]:
+    """What differs, as ``"version 1.7.0 → 1.7.1"``, for a person to read."""
+    old, new = _plain(old), _plain(new)
+    return [
+        f"{name} {_short(old.get(name))} → {_short(new.get(name))}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give ``source`` a second name where the file system can, else copy it: engines are gigabytes, and never edited."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with partial_file(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def default_folder() -> Path:
+    """``$REELQUANT_CACHE``, or the user's cache folder as the system has it."""
+    if chosen := os.environ.get("REELQUANT_CACHE"):
+        return Path(chosen) / "engines"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "reelquant" / "engines"
+
+
+def _plain(causes: Causes) -> dict[str, Any]:
+    """As JSON gives it back: tuples become lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(causes))
+    return plain
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:12]}…" if len(text) == 64 else text

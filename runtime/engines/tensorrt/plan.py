@@ -1,0 +1,205 @@
+"""Run a graph's engines: the one that was built for the shapes at hand, arrays in, arrays out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from reelquant.runtime.engine import Array, Feeds
+from reelquant.runtime.engines.tensorrt.device import NUMPY, Device, DeviceArray, LoadedEngine, Shape
+from reelquant.runtime.errors import BadInput
+
+# Outputs of a stream that its next run reads; they stay on the device.
+_KEPT = "next_cache."
+_GRAPHS = 4  # recorded per engine; a stream's caches alternate between two sets of addresses
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine on disk, and the least and most shape of each of its inputs."""
+
+    file: Path
+    inputs: Mapping[str, tuple[Shape, Shape]]
+
+    @classmethod
+    def of_record(cls, bundle: Path, record: Mapping[str, Any]) -> EngineFile:
+        """From what the manifest of ``bundle`` says of an engine."""
+        shapes = record["inputs"]
+        return cls(
+            bundle / record["file"], {name: (tuple(least), tuple(most)) for name, (least, most) in shapes.items()}
+        )
+
+    def takes(self, shapes: Mapping[str, Shape]) -> bool:
+        return shapes.keys() == self.inputs.keys() and all(
+            len(shape) == len(least) and all(a <= side <= b for a, side, b in zip(least, shape, most, strict=True))
+            for shape, (least, most) in ((shape, self.inputs[name]) for name, shape in shapes.items())
+        )
+
+    @property
+    def largest(self) -> str:
+        return ", ".join(f"{name} {list(most)}" for name, (_, most) in sorted(self.inputs.items()))
+
+
+class TensorRtPlan:
+    """A graph's engines behind the interface of :class:`reelquant.runtime.engine.EnginePlan`.
+
+    Engines are built for a batch of one: a larger batch is run row by row. Outputs named ``next_cache.*`` come back as
+    :class:`DeviceArray`, to be fed again; given a place in ``into``, they change places with it.
+    """
+
+    def __init__(self, device: Device, files: Sequence[EngineFile]) -> None:
+        self._device, self._files = device, files
+        self._runner: _Runner | None = None
+        self.inputs = tuple(files[0].inputs)
+        self.outputs: tuple[str, ...] = ()
+        self.device_seconds = 0.0
+
+    def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
+        """As a plan's ``run``.
+
+        Raises:
+            BadInput: no engine was built for these shapes.
+            EngineError: CUDA or TensorRT gave up.
+        """
+        given = {name: feeds[name] for name in self.inputs}
+        rows = self._rows(given)
+        if rows is None:
+            return self._run_row(given, into)
+        results = [self._run_row(row, {}) for row in rows]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def _rows(self, given: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """One dict of feeds per row of a batch, or None where the batch is what the engine takes."""
+        if any(file.takes(_shapes(given)) for file in self._files):
+            return None
+        for file in self._files:
+            batched = {
+                name: value.shape[0]
+                for name, value in given.items()
+                if value.shape and value.shape[0] > 1 and file.inputs[name][1][0] == 1
+            }
+            if len(set(batched.values())) != 1:
+                continue
+            rows = [
+                {name: value[i : i + 1] if name in batched else value for name, value in given.items()}
+                for i in range(next(iter(batched.values())))
+            ]
+            if file.takes(_shapes(rows[0])):
+                return rows
+        raise BadInput(_unbuilt(given, self._files))
+
+    def _run_row(self, given: Mapping[str, Any], into: Feeds) -> dict[str, Array]:
+        shapes = _shapes(given)
+        if self._runner is None or not self._runner.file.takes(shapes):
+            self._runner = None  # given back before the next is loaded
+            file = next(file for file in self._files if file.takes(shapes))
+            self._runner = _Runner(self._device, file)
+            self.outputs = self._runner.outputs
+        results = self._runner.run(given, into)
+        self.device_seconds += self._runner.seconds
+        return results
+
+
+class _Runner:
+    """One loaded engine with the buffers of its inputs and outputs."""
+
+    def __init__(self, device: Device, file: EngineFile) -> None:
+        self.file, self._device, self.seconds = file, device, 0.0
+        self._engine: LoadedEngine = device.loader.load(file.file)
+        self.outputs = tuple(name for name, tensor in self._engine.tensors.items() if not tensor.is_input)
+        self._buffers: dict[str, DeviceArray] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._results: dict[str, Shape] = {}
+        self._recorded: dict[tuple[int, ...], int | None] = {}
+
+    def run(self, given: Mapping[str, Any], into: Feeds) -> dict[str, Array]:
+        cuda, stream = self._device.cuda, self._device.stream
+        shapes = _shapes(given)
+        if shapes != self._shapes:
+            self._results, self._shapes = self._engine.set_shapes(shapes), shapes
+            self._forget_graphs()
+        addresses, held = {}, []
+        for name, value in given.items():
+            if isinstance(value, DeviceArray):
+                addresses[name] = value.address
+                continue
+            array: Array = np.ascontiguousarray(value, NUMPY[self._engine.tensors[name].dtype])
+            held.append(array)
+            addresses[name] = self._buffer(name, array.shape).address
+            cuda.to_device(addresses[name], array, stream)
+        for name, shape in self._results.items():
+            addresses[name] = self._buffer(name, shape).address
+        begin = cuda.record(stream)
+        self._enqueue(addresses)
+        end = cuda.record(stream)
+        results = self._collect(into)
+        cuda.synchronize(stream)
+        self.seconds = cuda.seconds(begin, end)
+        return results
+
+    def _buffer(self, name: str, shape: Shape) -> DeviceArray:
+        if name not in self._buffers or self._buffers[name].shape != shape:
+            self._buffers.pop(name, None)
+            self._buffers[name] = DeviceArray(self._device.cuda, shape, self._engine.tensors[name].dtype)
+        return self._buffers[name]
+
+    def _collect(self, into: Feeds) -> dict[str, Any]:
+        results: dict[str, Any] = {}
+        for name, shape in self._results.items():
+            if name.startswith(_KEPT):
+                results[name] = self._kept(name, into.get(name))
+                continue
+            array: Array = np.empty(shape, NUMPY[self._engine.tensors[name].dtype])
+            self._device.cuda.to_host(array, self._buffers[name].address, self._device.stream)
+            results[name] = array
+        return results
+
+    def _kept(self, name: str, place: Any) -> DeviceArray:
+        """The result itself, or ``place``, with which it changes memory: what was read there is free for the next run."""
+        result = self._buffers[name]
+        if isinstance(place, DeviceArray) and (place.shape, place.dtype) == (result.shape, result.dtype):
+            place.exchange(result)
+            return place
+        return self._buffers.pop(name)
+
+    def _enqueue(self, addresses: dict[str, int]) -> None:
+        """Start the engine: the second time with the same addresses as a recorded graph, from then on by it."""
+        cuda, stream = self._device.cuda, self._device.stream
+        activations = self._device.activations(self._engine.activation_bytes)
+        key = (activations, *addresses.values())
+        graph = self._recorded.get(key)
+        if graph is None and key in self._recorded and self._engine.capturable:
+            cuda.begin_capture(stream)
+            self._engine.enqueue(addresses, activations, stream)
+            graph = self._recorded[key] = cuda.end_capture(stream)
+        if graph is not None:
+            cuda.launch(graph, stream)
+            return
+        self._engine.enqueue(addresses, activations, stream)
+        if len(self._recorded) >= _GRAPHS:
+            self._forget_graphs()
+        self._recorded[key] = None
+
+    def _forget_graphs(self) -> None:
+        for graph in self._recorded.values():
+            if graph is not None:
+                self._device.cuda.free_graph(graph)
+        self._recorded.clear()
+
+
+def _shapes(given: Mapping[str, Any]) -> dict[str, Shape]:
+    return {name: tuple(value.shape) for name, value in given.items()}
+
+
+def _unbuilt(given: Mapping[str, Any], files: Sequence[EngineFile]) -> str:
+    wanted = ", ".join(f"{name} {list(value.shape)}" for name, value in sorted(given.items()))
+    built = " or ".join(file.largest for file in files)
+    return (
+        f"no engine was built for this size ({wanted}; built: {built}); "
+        "build one with: reelquant build BUNDLE --clip FRAMESxHEIGHTxWIDTH, or ask for a size that was"
+    )

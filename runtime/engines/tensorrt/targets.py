@@ -1,0 +1,88 @@
+"""GPUs that engines are built for, by compute capability, and which number formats their tensor cores have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reelquant.runtime.engines.tensorrt.flavor import Flavor
+from reelquant.runtime.errors import BadInput
+
+CURRENT = "current"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A compute capability. ``name`` is as in ``--gpu``: sm89 is 8.9."""
+
+    name: str
+    gpus: str
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        number = int(self.name[2:])
+        return number // 10, number % 10
+
+    @property
+    def bf16(self) -> bool:
+        return self.capability >= (8, 0)
+
+    @property
+    def fp8(self) -> bool:
+        return self.capability >= (8, 9)
+
+    @property
+    def fp4(self) -> bool:
+        return self.capability >= (10, 0)
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("sm75", "Turing: T4, RTX 20"),
+        Target("sm80", "Ampere: A100, A30"),
+        Target("sm86", "Ampere: A10, A40, RTX 30"),
+        Target("sm89", "Ada: L4, L40S, RTX 40"),
+        Target("sm90", "Hopper: H100, H200"),
+        Target("sm100", "Blackwell: B200, GB200"),
+        Target("sm103", "Blackwell: B300"),
+        Target("sm120", "Blackwell: RTX 50, RTX PRO 6000"),
+        Target("sm121", "Blackwell: GB10"),
+    )
+}
+
+
+def parse_targets(text: str, flavor: Flavor) -> tuple[str, ...]:
+    """``"sm89,sm120"`` → ("sm89", "sm120"), sorted and each once; ``"current"`` is the GPU of this machine.
+
+    Raises:
+        BadInput: not a GPU that this flavor of TensorRT builds for here; the message names those that are.
+    """
+    names = tuple(sorted({name.strip().lower() for name in text.split(",")}, key=lambda name: (len(name), name)))
+    if names == (CURRENT,):
+        return names
+    if not flavor.ahead_of_time:
+        raise BadInput(
+            f"{flavor.engine} builds only for the GPU of the machine it runs on: use --gpu current there, "
+            "or --engine tensorrt-rtx, which builds for GPUs that are not there"
+        )
+    known = buildable(flavor)
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{flavor.engine} {flavor.version()} does not build for {name!r}; one of {', '.join(known)}")
+    return names
+
+
+def buildable(flavor: Flavor) -> list[str]:
+    """The names that an ahead-of-time flavor takes, as its package lists them."""
+    members = flavor.module().ComputeCapability.__members__
+    return [name for name in TARGETS if name.upper() in members]
+
+
+def lacking(targets: tuple[str, ...], formats: set[str]) -> str | None:
+    """The first target without hardware for one of ``formats`` ("bf16", "fp8", "fp4"), said to a user; or None."""
+    for name in targets:
+        for format in sorted(formats):
+            if name in TARGETS and not getattr(TARGETS[name], format):
+                able = [other.name for other in TARGETS.values() if getattr(other, format)]
+                return f"{name} ({TARGETS[name].gpus}) has no {format}; {able[0]} and newer do"
+    return None

@@ -1,0 +1,161 @@
+"""Real TensorRT-RTX engines, built without a GPU: the demo's, with their evidence, cache, plan and refusals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engine
+from reelquant.runtime.engines.tensorrt.flavor import RTX
+from reelquant.runtime.engines.tensorrt.shapes import Profile
+from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines, jobs, plan
+from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.sizes import Size
+from tests.command_line import only_message, run
+from tests.conftest import BundleMaker
+
+ADA = BuildOptions(("sm89",))
+
+
+@pytest.fixture(scope="module")
+def fp8(rtx_bundle: BundleMaker, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo in FP8, without engines."""
+    path = tmp_path_factory.mktemp("bundles") / "fp8"
+    shutil.copytree(rtx_bundle("t2v", "fp8").path, path)
+    return Bundle.open(path)
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_every_component_of_the_demo_is_built_with_evidence(task: str, precision: str, rtx_bundle: BundleMaker) -> None:
+    bundle = rtx_bundle(task, precision)
+    record = bundle.manifest.engines["tensorrt-rtx"]
+    built = {f"{each['component']}/{each['graph']}": each for each in record["engines"]}
+    graphs = {f"{name}/{graph}" for name, part in bundle.manifest.components.items() for graph in part.graphs}
+    assert built.keys() == graphs and bundle.manifest.base == "fp16"
+    for name, each in built.items():
+        component, graph = name.split("/")
+        stored = bundle.manifest.components[component].stats[graph]["weight_bytes"]
+        found = each["evidence"]
+        assert found["activation_bytes"] > 0 and found["build_seconds"] > 0
+        assert found["engine_bytes"] == (bundle.path / each["file"]).stat().st_size
+        assert found["weight_bytes"] <= 1.1 * stored + (4 << 20)
+    assert bundle.verify() == len(bundle.manifest.files)
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_fp8_shrinks_the_transformers_weights(task: str, rtx_bundle: BundleMaker) -> None:
+    weights = {}
+    for precision in ("fp16", "fp8"):
+        records = rtx_bundle(task, precision).manifest.engines["tensorrt-rtx"]["engines"]
+        (transformer,) = (each for each in records if each["component"] == "transformer")
+        weights[precision] = transformer["evidence"]["weight_bytes"]
+    assert weights["fp8"] < 0.6 * weights["fp16"]
+    stats = rtx_bundle(task, "fp8").manifest.components["transformer"].stats["main"]
+    assert (stats["quantized_linears"], stats["weight_only_linears"], stats["quantized_attentions"]) == (36, 12, 6)
+
+
+def test_a_second_build_takes_the_cache_and_a_plan_says_so(fp8: Bundle, tmp_path: Path) -> None:
+    small = Wanted((Size(9, 32, 32),), options=ADA, cache=tmp_path / "cache")
+    before = {verdict.job.name: (verdict.state, verdict.why) for verdict in plan(fp8, RTX, small)}
+    assert {state for state, _ in before.values()} == {"stale"}
+    assert all("targets" in why for _, why in before.values()) and "profile" in before["vae_decoder/next"][1]
+    built = build_engines(fp8, RTX, small)
+    assert {verdict.state for verdict in plan(built, RTX, small)} == {"current"}
+    records = built.manifest.engines["tensorrt-rtx"]["engines"]
+    assert not any(each["from_cache"] for each in records)
+    assert built.verify() == len(built.manifest.files)  # the engines that were there before are gone
+    other = Wanted((Size(9, 32, 48),), options=ADA, cache=tmp_path / "cache")
+    states = {verdict.job.name: verdict.state for verdict in plan(built, RTX, other)}
+    assert states["text_encoder/main"] == "current" and states["transformer/main"] == "stale"
+
+    again = build_engines(build_engines(built, RTX, other), RTX, small)
+    assert all(each["from_cache"] for each in again.manifest.engines["tensorrt-rtx"]["engines"])
+
+
+def test_sizes_share_what_does_not_depend_on_them(fp8: Bundle) -> None:
+    sizes = (Size(9, 32, 32), Size(17, 32, 32), Size(9, 32, 48))
+    names = [job.name for job in jobs(fp8, RTX, Wanted(sizes, options=ADA))]
+    assert names.count("text_encoder/main") == 1
+    assert names.count("transformer/main") == 3
+    assert names.count("vae_decoder/first") == 2  # the VAE takes clips of any length
+    dynamic = jobs(fp8, RTX, Wanted(sizes, dynamic=True, options=ADA))
+    assert len(dynamic) == 7
+    (transformer,) = (job for job in dynamic if job.component == "transformer")
+    assert (transformer.profile.least["latent_frames"], transformer.profile.most["latent_frames"]) == (3, 5)
+
+
+def test_one_dynamic_engine_serves_all_sizes_between(fp8: Bundle, tmp_path: Path) -> None:
+    wanted = Wanted((Size(9, 32, 32), Size(17, 64, 64)), dynamic=True, options=ADA, cache=tmp_path)
+    records = build_engines(fp8, RTX, wanted).manifest.engines["tensorrt-rtx"]["engines"]
+    (decoder,) = (each for each in records if (each["component"], each["graph"]) == ("vae_decoder", "next"))
+    assert decoder["inputs"]["latents"] == [[1, 16, 2, 4, 4], [1, 16, 2, 8, 8]]
+    # Every cache's profile follows its latent.
+    assert decoder["inputs"]["cache.conv_out"] == [[1, 16, 2, 32, 32], [1, 16, 2, 64, 64]]
+
+
+def test_an_impossible_size_is_refused_before_any_work(fp8: Bundle) -> None:
+    with pytest.raises(BadInput, match="height 33 is not a positive multiple of 16"):
+        build_engines(fp8, RTX, Wanted((Size(9, 33, 32),), options=ADA))
+
+
+def test_a_build_can_be_stopped(fp8: Bundle) -> None:
+    heard: list[tuple[str, int, int]] = []
+
+    def step(phase: str, done: int, total: int) -> bool:
+        heard.append((phase, done, total))
+        return False
+
+    symbols = {"batch": 1, "latent_frames": 3, "height": 4, "width": 4, "tokens": 24 + 12}
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(RTX, fp8.graph("transformer", "main"), Profile.static(symbols), ADA, step)
+    assert heard and heard[0][1] == 1 and heard[0][2] > 1
+
+
+def test_what_the_parser_refuses_is_said_with_its_node(tmp_path: Path) -> None:
+    (tmp_path / "graph.onnx").write_bytes(b"not onnx")
+    with pytest.raises(BundleError, match="tensorrt-rtx .* cannot read .*graph.onnx"):
+        build_engine(RTX, tmp_path / "graph.onnx", Profile.static({}), ADA)
+
+
+def test_the_command_line(fp8: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    build = ("build", fp8.path, "--engine", "tensorrt-rtx", "--cache", tmp_path / "cache", "--clip", "9x32x32")
+    planned = run(capfd, *build, "--gpu", "sm89", "--plan", "--json")
+    assert planned.code == 0 and len(json.loads(planned.out)["engines"]) == 7
+    built = run(capfd, *build, "--gpu", "sm89", "--json")
+    assert built.code == 0 and json.loads(built.out)["targets"] == ["sm89"]
+    again = run(capfd, *build, "--gpu", "sm89")
+    assert again.code == 0 and again.out.count("from the cache") == 7 and "attention too small to tell" in again.out
+
+    found = run(capfd, "lint", fp8.path, "--gpu", "sm86", "--json")
+    assert found.code == 1 and json.loads(found.out)["transformer/main"][0]["rule"] == "gpu-format"
+    clean = run(capfd, "lint", fp8.path, "--gpu", "sm89")
+    assert clean.code == 0 and "no findings" in clean.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--gpu", "sm86"), "has no fp8; sm89 and newer do"),
+        (("--gpu", "sm90"), "does not build for 'sm90'; one of sm75"),
+        ((), "there is no NVIDIA driver"),
+        (("--gpu", "sm89", "--clip", "9x33x32"), "height 33 is not a positive multiple of 16"),
+        (("--gpu", "sm89", "--clip", "big"), "clip 'big' is not FRAMESxHEIGHTxWIDTH"),
+    ],
+)
+def test_bad_choices_end_with_a_message(
+    arguments: tuple[str, ...], message: str, fp8: Bundle, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(capfd, "build", fp8.path, "--engine", "tensorrt-rtx", *arguments)
+    assert ran.code == 2 and message in only_message(ran.err)
+
+
+def test_the_fp8_that_the_lint_refuses_is_refused_by_the_builder(fp8: Bundle) -> None:
+    symbols = {"batch": 1, "latent_frames": 3, "height": 4, "width": 4, "tokens": 24 + 12}
+    for name in ("sm80", "sm86"):
+        with pytest.raises(BundleError, match="model contains HW-specific datatypes: fp8_e4m3"):
+            build_engine(RTX, fp8.graph("transformer", "main"), Profile.static(symbols), BuildOptions((name,)))
