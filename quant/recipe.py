@@ -62,6 +62,8 @@ class Recipe:
     def parse(cls, text: str, where: str = "recipe") -> Recipe:
         """Read a recipe from TOML text; ``where`` is what errors call it.
 
+        ``extends = "fp8"`` puts that recipe's rules before its own.
+
         Raises:
             BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or two 8-bit formats.
         """
@@ -69,10 +71,14 @@ class Recipe:
             table = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise BadInput(f"{where} is not valid TOML: {error}") from error
+        inherited: tuple[Rule, ...] = ()
+        if isinstance(table.get("extends"), str):
+            inherited = cls.load(table.pop("extends")).rules
         _check_keys(table, {"name": str, "description": str, "rules": list}, where)
         if not table["rules"]:
             raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
-        rules = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
+        own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
+        rules = (*inherited, *own)
         formats = {_format(rule.numerics) for rule in rules} - {""}
         if len(formats) > 1:
             raise BadInput(f"{where} names {' and '.join(sorted(formats))}; an engine holds one of them, so choose one")

@@ -11,6 +11,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
 
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
+from reelquant.runtime.engines.tensorrt.loadable import why_not
+from reelquant.runtime.errors import MissingExtra
 from reelquant.runtime.gpus import Gpus, gpus
 
 # What decides the speed of INT8, bf16 and FP8 graphs on a CPU, under the kernel's names (x86, then Arm).
@@ -51,6 +55,19 @@ def diagnose() -> list[EngineReport]:
         _report("tensorrt-rtx", "tensorrt_rtx", lambda module: _tensorrt(module, found, "tensorrt-rtx")),
         _report("tensorrt", "tensorrt", lambda module: _tensorrt(module, found, "tensorrt")),
     ]
+
+
+def compiled_engines(bundle: Bundle, found: Gpus) -> dict[str, str | None]:
+    """Why the engines that were built into ``bundle`` would not load here, by engine; None where they would."""
+    reasons: dict[str, str | None] = {}
+    for engine, record in bundle.manifest.engines.items():
+        if engine not in FLAVORS:
+            continue
+        try:
+            reasons[engine] = why_not(FLAVORS[engine], record, found, FLAVORS[engine].version())
+        except MissingExtra as error:
+            reasons[engine] = str(error)
+    return reasons
 
 
 def machine() -> Machine:

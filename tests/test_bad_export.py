@@ -17,7 +17,10 @@ Capture = pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--precision int4", "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, int8, or a recipe file (.toml)"),
+        (
+            "--precision int4",
+            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, int8, int8-ends-high, or a recipe file (.toml)",
+        ),
         ("--precision none.toml", "cannot read the recipe none.toml"),
         ("--engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
         ("--size 100x96", "height 100 is not a positive multiple of 16; the nearest is 96"),

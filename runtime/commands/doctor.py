@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 
 import click
 
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import JSON, print_json
-from reelquant.runtime.doctor import diagnose, machine
+from reelquant.runtime.doctor import compiled_engines, diagnose, machine
 from reelquant.runtime.gpus import gpus
 
 
 @click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @JSON
-def doctor(as_json: bool) -> None:
-    """Say which engines can run on this machine, and what the others lack."""
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """Say which engines can run on this machine, and what the others lack; of BUNDLE, whether its engines load here."""
     reports, host, found = diagnose(), machine(), gpus()
+    compiled = compiled_engines(Bundle.open(bundle), found) if bundle else {}
     if as_json:
-        print_json({"machine": asdict(host), "gpus": asdict(found), "engines": [asdict(r) for r in reports]})
+        engines = [asdict(report) for report in reports]
+        print_json({"machine": asdict(host), "gpus": asdict(found), "engines": engines, "bundle": compiled})
         return
     click.echo(f"{host.cpu}, {host.cores} cores, {host.memory / 2**30:.0f} GiB, {', '.join(host.instruction_sets)}")
     click.echo(f"GPU: {', '.join(found.names) or found.reason}")
@@ -26,3 +31,5 @@ def doctor(as_json: bool) -> None:
         click.echo(f"{report.engine:13} {state:6} {report.version or '':12} {report.devices or report.reason}")
         if report.remedy:
             click.echo(f"{'':13} {'':6} {'':12} → {report.remedy}")
+    for engine, reason in compiled.items():
+        click.echo(f"{bundle}: its {engine} engines {'load here' if reason is None else f'do not load here: {reason}'}")

@@ -42,6 +42,26 @@ def test_built_in_recipes_quantize_attention_and_feed_forward_only(name: str, nu
     recipe.check(SHAPES, SHAPES, ["transformer_blocks.0.attn1"])
 
 
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_the_ends_of_the_network_can_stay_high(name: str) -> None:
+    whole, recipe = Recipe.load(name), Recipe.load(f"{name}-ends-high")
+    assert recipe.rules[: len(whole.rules)] == whole.rules and recipe.digest != whole.digest
+    found = recipe.for_blocks(CHANGED)
+    ends = ("transformer_blocks.0.", "transformer_blocks.41.")
+    for node in CHANGED:
+        assert found.resolve(node) == (HIGH if node.startswith(ends) else whole.resolve(node))
+    assert found.resolve("transformer_blocks.41.attn1") == HIGH
+
+
+def test_a_recipe_extends_one_that_there_is() -> None:
+    with pytest.raises(BadInput, match="unknown recipe 'int7'"):
+        Recipe.parse(f'{HEAD}extends = "int7"\nrules = [{{match="a", numerics="high"}}]')
+    with pytest.raises(BadInput, match="unknown key 'extends'"):
+        Recipe.parse(f'{HEAD}extends = 8\nrules = [{{match="a", numerics="high"}}]')
+    with pytest.raises(BadInput, match="names fp8 and int8; an engine holds one of them"):
+        Recipe.parse(f'{HEAD}extends = "int8"\nrules = [{{match="a", numerics="fp8"}}]')
+
+
 def test_the_last_block_has_a_name() -> None:
     recipe = parse(
         '{match="transformer_blocks.*", numerics="int8"}, {match="transformer_blocks.{last}.*", numerics="high"}'
@@ -98,7 +118,10 @@ def test_a_recipe_is_loaded_by_name_or_path_only(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f'{HEAD}rules = [{{match="*", numerics="int8"}}]', encoding="utf-8")
     assert Recipe.load(path) == Recipe.load(str(path))
-    with pytest.raises(BadInput, match="unknown recipe 'int7'; one of fp8, int8, or the path of a .toml file"):
+    with pytest.raises(
+        BadInput,
+        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, int8, int8-ends-high, or the path of a .toml file",
+    ):
         Recipe.load("int7")
     with pytest.raises(BadInput, match="unknown recipe"):
         Recipe.load("../recipes/int8")

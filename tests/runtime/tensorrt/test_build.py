@@ -14,6 +14,7 @@ from reelquant.runtime.engines.tensorrt.flavor import RTX
 from reelquant.runtime.engines.tensorrt.shapes import Profile
 from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines, jobs, plan
 from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.gpus import Gpus
 from reelquant.runtime.sizes import Size
 from tests.command_line import only_message, run
 from tests.conftest import BundleMaker
@@ -21,12 +22,11 @@ from tests.conftest import BundleMaker
 ADA = BuildOptions(("sm89",))
 
 
-@pytest.fixture(scope="module")
-def fp8(rtx_bundle: BundleMaker, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    """The demo in FP8, without engines."""
-    path = tmp_path_factory.mktemp("bundles") / "fp8"
-    shutil.copytree(rtx_bundle("t2v", "fp8").path, path)
-    return Bundle.open(path)
+@pytest.fixture
+def fp8(rtx_bundle: BundleMaker, tmp_path: Path) -> Bundle:
+    """The demo in FP8 with its engines, to build others into."""
+    shutil.copytree(rtx_bundle("t2v", "fp8").path, tmp_path / "fp8")
+    return Bundle.open(tmp_path / "fp8")
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
@@ -90,7 +90,7 @@ def test_sizes_share_what_does_not_depend_on_them(fp8: Bundle) -> None:
 
 
 def test_one_dynamic_engine_serves_all_sizes_between(fp8: Bundle, tmp_path: Path) -> None:
-    wanted = Wanted((Size(9, 32, 32), Size(17, 64, 64)), dynamic=True, options=ADA, cache=tmp_path)
+    wanted = Wanted((Size(9, 32, 32), Size(17, 64, 64)), dynamic=True, options=ADA, cache=tmp_path / "cache")
     records = build_engines(fp8, RTX, wanted).manifest.engines["tensorrt-rtx"]["engines"]
     (decoder,) = (each for each in records if (each["component"], each["graph"]) == ("vae_decoder", "next"))
     assert decoder["inputs"]["latents"] == [[1, 16, 2, 4, 4], [1, 16, 2, 8, 8]]
@@ -135,6 +135,24 @@ def test_the_command_line(fp8: Bundle, tmp_path: Path, capfd: pytest.CaptureFixt
     assert found.code == 1 and json.loads(found.out)["transformer/main"][0]["rule"] == "gpu-format"
     clean = run(capfd, "lint", fp8.path, "--gpu", "sm89")
     assert clean.code == 0 and "no findings" in clean.out
+
+
+def test_the_doctor_says_why_a_bundles_engines_do_not_load(
+    rtx_bundle: BundleMaker, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = rtx_bundle("t2v", "fp16")
+    for here, said in (
+        (Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "do not load here: no NVIDIA driver"),
+        (
+            Gpus(("NVIDIA A10",), "", ((8, 6),)),
+            "do not load here: its engines were built for sm89, sm120, and this GPU is",
+        ),
+        (Gpus(("NVIDIA L4",), "", ((8, 9),)), "its tensorrt-rtx engines load here"),
+    ):
+        monkeypatch.setattr("reelquant.runtime.commands.doctor.gpus", lambda here=here: here)
+        ran = run(capfd, "doctor", bundle.path)
+        assert ran.code == 0 and said in ran.out
+        assert json.loads(run(capfd, "doctor", bundle.path, "--json").out)["bundle"].keys() == {"tensorrt-rtx"}
 
 
 @pytest.mark.parametrize(

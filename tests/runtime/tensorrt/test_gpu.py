@@ -1,0 +1,49 @@
+"""On a real GPU: the demo's engines render the CPU's clip. Run with ``make test-gpu``."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reelquant.export.parity import relative_l2
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS, RTX, Flavor
+from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
+from reelquant.runtime.errors import MissingExtra
+from reelquant.runtime.gpus import gpus
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
+from tests.conftest import CHECKPOINTS, BundleMaker
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not gpus().names, reason="there is no NVIDIA GPU here")]
+TOLERANCE = {"fp16": 0.02, "fp8": 0.1}  # relative L2 of the latents after four guided steps
+
+
+@pytest.mark.parametrize("flavor", FLAVORS.values(), ids=FLAVORS)
+@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_a_clip_is_the_cpus(task: str, precision: str, flavor: Flavor, rtx_bundle: BundleMaker, tmp_path: Path) -> None:
+    try:
+        flavor.version()
+    except MissingExtra as error:
+        pytest.skip(str(error))
+    shutil.copytree(rtx_bundle(task, precision).path, tmp_path / "bundle")
+    target = gpus().targets[0] if flavor == RTX else "current"
+    wanted = Wanted(options=BuildOptions((target,)), cache=tmp_path / "cache")
+    bundle = build_engines(Bundle.open(tmp_path / "bundle"), flavor, wanted)
+    image = CHECKPOINTS.parent / "first_frame.png" if task == "i2v" else None
+    request = Request("a red circle moves right on a white background", image, seed=3, steps=4)
+    found, wanted_latents = (_latents(bundle, engine, request) for engine in (flavor.engine, "openvino"))
+    assert relative_l2(found, wanted_latents) < TOLERANCE[precision]
+    pipeline = Pipeline(bundle, flavor.engine)
+    frames = [pipeline.decode(wanted_latents), Pipeline(bundle, "openvino").decode(wanted_latents)]
+    assert relative_l2(frames[0].astype(np.float32), frames[1].astype(np.float32)) < 0.02
+
+
+def _latents(bundle: Bundle, engine: str, request: Request) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    pipeline = Pipeline(bundle, engine)
+    return pipeline.sample(request, pipeline.settings(request))
