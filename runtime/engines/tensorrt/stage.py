@@ -13,7 +13,7 @@ from reelquant.runtime import manifest as manifests
 from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.bundle import ENGINES, Bundle
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engine
-from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, cache_key, changed_causes, link_or_copy
+from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes, link_or_copy
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
@@ -112,16 +112,14 @@ def build_engines(bundle: Bundle, flavor: Flavor, wanted: Wanted, progress: Prog
         EngineError: an engine is not what its graph asks for.
     """
     cache = EngineCache(wanted.cache)
-    records, files = [], {}
-    todo = jobs(bundle, flavor, wanted)
-    for job in todo:
+    built: list[tuple[Job, Entry]] = []
+    records = []
+    for job in jobs(bundle, flavor, wanted):
         with progress.stage(f"build {job.name}", total=100) as advance:
-            build = partial(_build, bundle, flavor, job, wanted.options, advance)
-            entry, was_there = cache.get(job.causes, build)
+            entry, was_there = cache.get(job.causes, partial(_build, bundle, flavor, job, wanted.options, advance))
         if not was_there:
             remember_built([entry.sha256])
-        link_or_copy(entry.file, bundle.path / job.file)
-        files[job.file] = FileEntry(entry.file.stat().st_size, entry.sha256)
+        built.append((job, entry))
         records.append(
             {
                 "component": job.component,
@@ -134,7 +132,16 @@ def build_engines(bundle: Bundle, flavor: Flavor, wanted: Wanted, progress: Prog
                 "from_cache": was_there,
             }
         )
-    return _record(bundle, flavor, wanted, records, files)
+    files = {job.file: FileEntry(entry.file.stat().st_size, entry.sha256) for job, entry in built}
+    # Only when all are built: a build that ends early leaves the bundle as it was.
+    try:
+        for job, entry in built:
+            link_or_copy(entry.file, bundle.path / job.file)
+        return _record(bundle, flavor, wanted, records, files)
+    except BaseException:
+        for name in files.keys() - bundle.manifest.files.keys():
+            (bundle.path / name).unlink(missing_ok=True)
+        raise
 
 
 def _record(

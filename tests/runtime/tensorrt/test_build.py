@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.tensorrt import builder, stage
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engine
-from reelquant.runtime.engines.tensorrt.flavor import RTX
+from reelquant.runtime.engines.tensorrt.flavor import RTX, Flavor
 from reelquant.runtime.engines.tensorrt.shapes import Profile
 from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines, jobs, plan
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.gpus import Gpus
 from reelquant.runtime.sizes import Size
-from tests.command_line import only_message, run
+from tests.command_line import contents, only_message, run
 from tests.conftest import BundleMaker
 
 ADA = BuildOptions(("sm89",))
@@ -101,6 +103,44 @@ def test_one_dynamic_engine_serves_all_sizes_between(fp8: Bundle, tmp_path: Path
 def test_an_impossible_size_is_refused_before_any_work(fp8: Bundle) -> None:
     with pytest.raises(BadInput, match="height 33 is not a positive multiple of 16"):
         build_engines(fp8, RTX, Wanted((Size(9, 33, 32),), options=ADA))
+
+
+def test_a_build_that_ends_early_leaves_the_bundle_and_goes_on_where_it_was(
+    fp8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = Wanted((Size(9, 32, 32),), options=ADA, cache=tmp_path / "cache")
+    done: list[Path] = []
+
+    def build_two(flavor: Flavor, graph: Path, *more: Any) -> builder.Built:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(graph)
+        return build_engine(flavor, graph, *more)
+
+    before = contents(fp8.path)
+    monkeypatch.setattr(stage, "build_engine", build_two)
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(fp8, RTX, wanted)
+    assert contents(fp8.path) == before and fp8.verify() == len(fp8.manifest.files)
+    monkeypatch.undo()
+    states = [verdict.state for verdict in plan(fp8, RTX, wanted)]
+    assert sorted(states) == ["cached"] * 2 + ["stale"] * 5
+    records = build_engines(fp8, RTX, wanted).manifest.engines["tensorrt-rtx"]["engines"]
+    assert sum(each["from_cache"] for each in records) == 2
+
+
+def test_a_disk_that_is_full_at_the_end_leaves_the_bundle(
+    fp8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(fp8.path)
+
+    def full(*_: Any) -> None:
+        raise BadInput("the disk is full")
+
+    monkeypatch.setattr(stage, "_record", full)
+    with pytest.raises(BadInput, match="the disk is full"):
+        build_engines(fp8, RTX, Wanted((Size(9, 32, 32),), options=ADA, cache=tmp_path / "cache"))
+    assert contents(fp8.path) == before
 
 
 def test_a_build_can_be_stopped(fp8: Bundle) -> None:
