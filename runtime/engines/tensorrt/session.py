@@ -19,7 +19,8 @@ class TensorRtLoader:
     def __init__(self, flavor: Flavor, kernels: Path) -> None:
         trt = flavor.module()
         self._flavor, self._trt, self._kernels = flavor, trt, kernels
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self._logger = trt.Logger(trt.Logger.ERROR)  # which the runtime does not own
+        self._runtime = trt.Runtime(self._logger)
         if self._runtime is None:
             raise EngineError(f"{flavor.engine} cannot start its runtime here; see: reelquant doctor")
 
@@ -42,6 +43,7 @@ class TensorRtLoader:
 class _Engine:
     def __init__(self, flavor: Flavor, trt: Any, engine: Any, kernels: Path) -> None:
         self._flavor, self._trt, self._engine, self._kernels = flavor, trt, engine, kernels
+        self._config: Any = None  # kept as long as the context, like its cache
         self._kernel_cache: Any = None
         self._context = self._rtx_context() if flavor.ahead_of_time else self._plain_context()
         if self._context is None:
@@ -88,7 +90,7 @@ class _Engine:
         return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def _rtx_context(self) -> Any:
-        config = self._engine.create_runtime_config()
+        config = self._config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._kernel_cache = config.create_runtime_cache()
