@@ -18,6 +18,14 @@ CLIP = "49x480x720"  # 17,776 tokens
 Work = tuple[Path, Bundle]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_parity() -> Iterator[None]:
+    """Whether graphs are torch's is for the tests of the export to say; at this width it takes minutes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("reelquant.export.trace_bundle.check_parity", lambda *_, **__: {})
+        yield
+
+
 @pytest.fixture(scope="module")
 def transformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     work = tmp_path_factory.mktemp("engines")
@@ -37,6 +45,7 @@ def test_attention_is_fused_and_memory_is_bounded_in_every_precision(transformer
     assert found["fp8"]["weight_bytes"] <= 0.6 * found["fp16"]["weight_bytes"]
 
 
+@pytest.mark.slow
 def test_the_vae_decoder_is_built_whole_and_in_tiles(tmp_path: Path) -> None:
     fp32 = fp32_bundle(tmp_path, "cogvideox-2b-2", VARIANTS["cogvideox-2b"].layers(2), ("vae_decoder",))
     bundle = in_precision(fp32, "fp16", "fp16")
