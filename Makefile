@@ -8,6 +8,7 @@ MODEL ?=
 OUT ?= build/$(notdir $(MODEL))-$(PRECISION)
 PRECISION ?= fp32
 ENGINE ?= openvino
+GPU ?=
 SIZE ?=
 FRAMES ?=
 DATA ?= general
@@ -25,7 +26,7 @@ PROMPT_i2v := a blue triangle moves up on a grey background
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|int8|fp8 ENGINE=openvino|onnxruntime SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9"
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
 $(READY): pyproject.toml constraints.txt
@@ -38,7 +39,7 @@ export: $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),export-$(task)
 	@echo && ls -l build/clips
 else
 export: $(READY)
-	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data $(DATA) --replace --text-weights $(TEXT_WEIGHTS) \
+	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data $(DATA) --replace --text-weights $(TEXT_WEIGHTS) $(if $(GPU),--gpu $(GPU)) \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES)) \
 	  $(if $(CALIBRATION_SIZE),--calibration-size $(CALIBRATION_SIZE)) $(if $(CALIBRATION_FRAMES),--calibration-frames $(CALIBRATION_FRAMES))
 endif

@@ -141,6 +141,7 @@ def _bytes(weights: Mapping[str, Stored]) -> int:
 
 
 def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> int:
+    recipe = recipe.for_blocks(weights) if recipe is not None else None
     total = 0
     for name, value in weights.items():
         if name == "patch_embed.pos_embedding":  # an input of the graph, in a file of its own

@@ -20,11 +20,13 @@ from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
-from reelquant.runtime.engines.tensorrt.stage import Wanted
+from reelquant.runtime.engines.tensorrt.stage import Wanted, current_gpu
+from reelquant.runtime.engines.tensorrt.targets import lacking
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.manifest import BASES
+from reelquant.runtime.positions import check_positions
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sizes import Size
+from reelquant.runtime.sizes import Size, checked
 from reelquant.runtime.tokenizer import Tokenizer
 
 
@@ -90,12 +92,16 @@ def export_checkpoint(
     """
     check_engine(plan.engine)
     engine_version(plan.engine)  # a missing package is reported before the work, not after it
-    recipe, base = _recipe(plan.precision), chosen_base(Checkpoint.open(source), plan)
+    recipe = _recipe(plan.precision)
     data = CalibrationData.load(plan.data) if recipe else None
     if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
         raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
+    checkpoint = Checkpoint.open(source)
+    base = chosen_base(checkpoint, plan)
+    if is_compiled(plan.engine):
+        _check_engines(checkpoint, plan, recipe, base)
     if data:  # what the calibration would refuse is refused before the work too
-        checkpoint, prompts = Checkpoint.open(source), plan.calibration.prompts
+        prompts = plan.calibration.prompts
         data.first(prompts)
         if checkpoint.task == "i2v":
             data.images_for(prompts)
@@ -105,10 +111,10 @@ def export_checkpoint(
         data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
     if recipe is None and base == "fp32" and work is None:
         say(f"trace {source}")
-        bundle = trace_bundle(source, out, plan.size, plan.frames, replace, progress, plan.text_weights)
+        bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, plan.text_weights)
         return _built(bundle, plan, say, progress)
     with _work_folder(work, out) as folder:
-        fp32 = _traced(source, folder / "fp32", plan, say, progress)
+        fp32 = _traced(checkpoint, folder / "fp32", plan, say, progress)
         if recipe is None and base == "fp32":
             bundle = _copied(fp32, out, replace)
         elif recipe is None or data is None:
@@ -119,6 +125,22 @@ def export_checkpoint(
             say(f"quantize by recipe {recipe.name}, base {base}")
             bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base)
         return _built(bundle, plan, say, progress)
+
+
+def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:
+    """What the build would refuse, hours later, is refused before the work.
+
+    Raises:
+        BadInput: the GPU of this machine is asked for and there is none, a clip cannot be made, or a GPU lacks a format.
+    """
+    options, geometry = plan.wanted.options, checkpoint.geometry
+    current_gpu(options)
+    for clip in plan.wanted.sizes:
+        check_positions(checkpoint.config("transformer"), *checked(clip, geometry).latent_shape(geometry)[2:])
+    formats = recipe.formats & {"fp8"} if recipe else set()
+    fault = lacking(options.targets, formats | ({"bf16"} if base != "fp32" else set()))
+    if fault:
+        raise BadInput(f"{fault}; choose other GPUs (--gpu) or another --precision than {plan.precision}")
 
 
 def _built(bundle: Bundle, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
@@ -136,8 +158,9 @@ def _recipe(precision: str) -> Recipe | None:
     return Recipe.load(precision)
 
 
-def _traced(source: str, path: Path, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
-    checkpoint = Checkpoint.open(source)
+def _traced(
+    checkpoint: Checkpoint, path: Path, plan: ExportPlan, say: Callable[[str], None], progress: Progress
+) -> Bundle:
     try:
         bundle = Bundle.open(path)
         manifest = bundle.manifest
@@ -152,8 +175,8 @@ def _traced(source: str, path: Path, plan: ExportPlan, say: Callable[[str], None
             return bundle
     except BundleError:
         pass  # nothing there, or half of something: made anew
-    say(f"trace {source}")
-    return trace_bundle(source, path, plan.size, plan.frames, True, progress, plan.text_weights)
+    say(f"trace {checkpoint.name}")
+    return trace_bundle(checkpoint, path, plan.size, plan.frames, True, progress, plan.text_weights)
 
 
 def _calibrated(

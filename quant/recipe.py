@@ -79,10 +79,11 @@ class Recipe:
             raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
         own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
         rules = (*inherited, *own)
-        formats = {_format(rule.numerics) for rule in rules} - {""}
-        if len(formats) > 1:
-            raise BadInput(f"{where} names {' and '.join(sorted(formats))}; an engine holds one of them, so choose one")
-        return cls(table["name"], table["description"], rules)
+        recipe = cls(table["name"], table["description"], rules)
+        if len(recipe.formats) > 1:
+            named = " and ".join(sorted(recipe.formats))
+            raise BadInput(f"{where} names {named}; an engine holds one of them, so choose one")
+        return recipe
 
     def resolve(self, node_name: str) -> Numerics:
         """The numerics of one node: those of the last rule that matches its name, else ``HIGH``."""
@@ -90,6 +91,12 @@ class Recipe:
             if fnmatchcase(node_name, rule.match):
                 return NUMERICS[rule.numerics]
         return HIGH
+
+    @property
+    def formats(self) -> set[str]:
+        """The names of the 8-bit formats that its rules name: one, or none."""
+        named = (NUMERICS[rule.numerics] for rule in self.rules)
+        return {numerics.format.name for numerics in named if not isinstance(numerics, High)}
 
     def for_blocks(self, nodes: Collection[str]) -> Recipe:
         """This recipe for a graph with these node names: ``{last}`` replaced by the number of its last block."""
@@ -125,11 +132,6 @@ class Recipe:
 
 def built_in_recipes() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
-
-
-def _format(name: str) -> str:
-    numerics = NUMERICS[name]
-    return "" if isinstance(numerics, High) else numerics.format.name
 
 
 def _rule(entry: Any, where: str) -> Rule:

@@ -29,6 +29,18 @@ Capture = pytest.CaptureFixture[str]
         ("--precision int8 --prompts 99", "calibration data general has 32 prompts; 99 cannot be used"),
         ("--precision int8 --data demo --calibration-size 100x96", "height 100 is not a positive multiple of 16"),
         ("--precision int8 --data demo --calibration-frames 0", "0 frames is not 8N+1 from 9 to 49; the nearest is 9"),
+        ("--precision fp16 --base bf16", "precision fp16 is a base itself; leave --base bf16 out"),
+        ("--precision int8 --data demo --base fp8", "unknown base precision 'fp8'; one of fp32, fp16, bf16"),
+        (
+            "--precision fp8 --data demo --engine tensorrt-rtx --gpu sm86,sm89",
+            "sm86 (Ampere: A10, A40, RTX 30) has no fp8; sm89 and newer do; choose other GPUs",
+        ),
+        (
+            "--precision fp16 --engine tensorrt-rtx --gpu sm75",
+            "sm75 (Turing: T4, RTX 20) has no bf16; sm80 and newer do",
+        ),
+        ("--precision fp16 --engine tensorrt-rtx", "--gpu current is the GPU of this machine, and there is no NVIDIA"),
+        ("--precision fp16 --engine tensorrt-rtx --gpu sm89 --clip 9x33x32", "height 33 is not a positive multiple"),
         ("--precision int8", "calibration data general has 0 images for 8 prompts; put PNG"),
     ],
 )

@@ -9,9 +9,7 @@ import onnx_ir as ir
 from reelquant.quant.attentions import Attention
 from reelquant.quant.linears import quantized_source
 from reelquant.quant.lint.finding import Finding, Subject, dtype_name
-
-# Scores of fewer bytes are a matter of speed, not of whether it runs at all.
-TELLING = 256 << 20
+from reelquant.runtime.engines.tensorrt.evidence import TELLING_SCORES
 
 
 def attention_qdq(subject: Subject) -> Iterator[Finding]:
@@ -50,7 +48,8 @@ def attention_shape(subject: Subject) -> Iterator[Finding]:
 
 def _large(subject: Subject) -> Iterator[Attention]:
     for attention in subject.attentions:
-        if _bytes(subject, attention) >= TELLING:
+        # Scores of fewer bytes are a matter of speed, not of whether it runs at all.
+        if _bytes(subject, attention) >= TELLING_SCORES:
             yield attention
 
 

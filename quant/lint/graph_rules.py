@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import onnx_ir as ir
+
 from reelquant.quant.lint.finding import Finding, Subject, dtype_name
 from reelquant.quant.lint.operators import SUPPORTED
 
@@ -45,11 +47,11 @@ def volumes(subject: Subject) -> Iterator[Finding]:
                 )
 
 
-def _scores(first: object, last: object) -> Iterator[object]:
+def _scores(first: ir.Node, last: ir.Node) -> Iterator[ir.Value]:
     """The values from the scores' MatMul up to the one that mixes: inside a fused attention they are never whole."""
     node = first
     while node is not last:
-        value = node.outputs[0]  # type: ignore[attr-defined]
+        value = node.outputs[0]
         yield value
         users = list(value.consumers())
         if len(users) != 1:

@@ -10,7 +10,7 @@ from reelquant.quant.lint.finding import Finding, Subject
 from reelquant.runtime.engines.tensorrt.targets import lacking
 
 _FORMATS = {ir.DataType.FLOAT8E4M3FN: "fp8", ir.DataType.BFLOAT16: "bf16", ir.DataType.FLOAT4E2M1: "fp4"}
-_REMEDY = {"fp8": "use int8 or a 16-bit precision for it", "bf16": "use an fp16 base (--base fp16)",
+_REMEDY = {"fp8": "use int8 or a 16-bit precision for it", "bf16": "every 16-bit bundle has it, in its text encoder at least: use fp32",
            "fp4": "use fp8 for it"}  # fmt: skip
 
 

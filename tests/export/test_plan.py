@@ -33,7 +33,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return Checkpoint.open(str(path))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", "fp8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp8", "fp8-ends-high"])
 def test_the_bundle_is_as_large_as_planned(precision: str, demo_bundle: BundleMaker) -> None:
     checkpoint = Checkpoint.open(str(CHECKPOINTS / "t2v"))
     bundle = demo_bundle("t2v", precision)

@@ -20,7 +20,7 @@ _PEAK = re.compile(r"Peak memory usage of TRT CPU/GPU memory allocators: CPU (\d
 _ROOM = 1.1
 _SMALL = 4 << 20
 # Scores from which a fused attention's graph always takes less than they would: 2,000 tokens of CogVideoX-2b.
-_TELLING = 256 << 20
+TELLING_SCORES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def judge_attention(activation_bytes: int, scores_bytes: int) -> str:
         return "none"
     if activation_bytes < scores_bytes:
         return "fused"
-    return "unfused" if scores_bytes >= _TELLING else "too small to tell"
+    return "unfused" if scores_bytes >= TELLING_SCORES else "too small to tell"
 
 
 def check_evidence(name: str, evidence: Evidence, stored_weight_bytes: int) -> None:

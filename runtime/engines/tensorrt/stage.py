@@ -158,7 +158,7 @@ def _record(
     record = {
         "version": flavor.version(),
         "targets": list(wanted.options.targets),
-        "gpu": _gpu(wanted.options),
+        "gpu": current_gpu(wanted.options),
         "build_seconds": {str(each["file"]): each["evidence"]["build_seconds"] for each in records},
         "engines": json.loads(json.dumps(list(records))),
     }
@@ -231,14 +231,14 @@ def _causes(
         "weights": cache_key(weights),
         "profile": shapes.as_json(),
         "targets": list(options.targets),
-        "gpu": _gpu(options),
+        "gpu": current_gpu(options),
         "level": options.level,
         "round": _ROUND,
     }
 
 
-def _gpu(options: BuildOptions) -> str | None:
-    """The GPU that ``--gpu current`` means.
+def current_gpu(options: BuildOptions) -> str | None:
+    """The GPU that ``--gpu current`` means; None where others are named.
 
     Raises:
         BadInput: there is none.
