@@ -33,6 +33,7 @@ from reelquant.quant.passes.observe import observe
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
 from reelquant.quant.recipe import Recipe
+from reelquant.quant.static_shapes import static_copy
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import engine_version
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions
@@ -94,7 +95,7 @@ def build(path: str, clip: str, gpus: str, tiled: bool, cache: str) -> list[dict
     """Build all engines of a bundle, twice; their evidence, and the seconds of the second time."""
     frames, height, width = map(int, clip.split("x"))
     options = BuildOptions(tuple(gpus.split(",")))
-    wanted = Wanted((Size(frames, height, width),), tiled=tiled, options=options, cache=Path(cache))
+    wanted = Wanted((Size(frames, height, width),), False, tiled, options, Path(cache), static_copy)
     built = build_engines(Bundle.open(Path(path)), RTX, wanted)
     began = time.monotonic()
     build_engines(built, RTX, wanted)

@@ -14,7 +14,7 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.numerics import HIGH, High, PerChannel
+from reelquant.quant.numerics import HIGH, BlockQuantized, High, PerChannel
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.engine_memory import ENGINE_MEMORY, Held
@@ -148,11 +148,13 @@ def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> 
             continue
         matrix = name.removesuffix(".weight") if len(value.shape) == 2 else ""
         numerics = recipe.resolve(matrix) if recipe is not None and matrix else HIGH
+        count = math.prod(value.shape)
         if isinstance(numerics, High):
-            total += 4 * math.prod(value.shape)
+            total += 4 * count
+        elif isinstance(numerics, BlockQuantized):
+            total += count // 2 + count // numerics.blocks.size
         else:
-            scales = value.shape[0] if isinstance(numerics.weights, PerChannel) else 1
-            total += math.prod(value.shape) + 4 * scales
+            total += count + 4 * (value.shape[0] if isinstance(numerics.weights, PerChannel) else 1)
     return total
 
 

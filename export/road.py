@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
@@ -16,11 +16,12 @@ from reelquant.quant.lint.run import refuse_what_lint_finds
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
+from reelquant.quant.static_shapes import static_copy
 from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
-from reelquant.runtime.engines.tensorrt.stage import Wanted, current_gpu
+from reelquant.runtime.engines.tensorrt.stage import NVFP4_IS_STATIC, Wanted, current_gpu
 from reelquant.runtime.engines.tensorrt.targets import lacking
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.manifest import BASES
@@ -57,7 +58,7 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     that the checkpoint was trained in, or bf16, which overflows nowhere.
 
     Raises:
-        BadInput: unknown, or not what the precision says.
+        BadInput: unknown, not what the precision says, or FP4 where it does not run.
     """
     if plan.base is not None and plan.base not in BASES:
         raise BadInput(f"unknown base precision {plan.base!r}; one of {', '.join(BASES)}")
@@ -65,9 +66,12 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
         if plan.base not in (None, plan.precision):
             raise BadInput(f"precision {plan.precision} is a base itself; leave --base {plan.base} out")
         return plan.precision
-    if plan.base is not None or not is_compiled(plan.engine):
-        return plan.base or "fp32"
-    return {"F16": "fp16"}.get(checkpoint.stored_dtype, "bf16")
+    trained = {"F16": "fp16"}.get(checkpoint.stored_dtype, "bf16")
+    base = plan.base or (trained if is_compiled(plan.engine) else "fp32")
+    recipe = _recipe(plan.precision)
+    if recipe and "fp4" in recipe.formats and (base == "fp32" or not is_compiled(plan.engine)):
+        raise BadInput("TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx --gpu sm120")
+    return base
 
 
 def export_checkpoint(
@@ -137,17 +141,20 @@ def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | No
     current_gpu(options)
     for clip in plan.wanted.sizes:
         check_positions(checkpoint.config("transformer"), *checked(clip, geometry).latent_shape(geometry)[2:])
-    formats = recipe.formats & {"fp8"} if recipe else set()
+    formats = recipe.formats & {"fp8", "fp4"} if recipe else set()
     fault = lacking(options.targets, formats | ({"bf16"} if base != "fp32" else set()))
+    if "fp4" in formats and plan.wanted.dynamic:
+        raise BadInput(NVFP4_IS_STATIC)
     if fault:
         raise BadInput(f"{fault}; choose other GPUs (--gpu) or another --precision than {plan.precision}")
 
 
 def _built(bundle: Bundle, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
+    wanted = replace(plan.wanted, static_copy=static_copy)
     if is_compiled(plan.engine):
-        refuse_what_lint_finds(bundle, plan.wanted)
+        refuse_what_lint_finds(bundle, wanted)
     say(f"build for {plan.engine}")
-    return build_bundle(bundle, plan.engine, progress=progress, wanted=plan.wanted)
+    return build_bundle(bundle, plan.engine, progress=progress, wanted=wanted)
 
 
 def _recipe(precision: str) -> Recipe | None:

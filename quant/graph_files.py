@@ -23,6 +23,7 @@ _DTYPES = {
     ir.DataType.FLOAT16: "F16",
     ir.DataType.BFLOAT16: "BF16",
     ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
+    ir.DataType.FLOAT4E2M1: "F4",
     ir.DataType.INT8: "I8",
     ir.DataType.UINT8: "U8",
     ir.DataType.INT32: "I32",
@@ -139,7 +140,9 @@ class WeightsFile:
                 if tensor is not None:
                     file.seek(self.places[name][0])
                     # A view, not tobytes(), which would copy the largest weights once more.
-                    file.write(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+                    packed = tensor.dtype == ir.DataType.FLOAT4E2M1
+                    values = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+                    file.write(tensor.tobytes() if packed else values)
 
     def finish(self) -> None:
         """Write what is not written yet."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+# TensorRT's operator, which finds the scales of an activation's blocks while it runs.
+DYNAMIC = "TRT_FP4DynamicQuantize"
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -45,7 +48,7 @@ def before_qdq(value: ir.Value) -> ir.Value:
     """x of ``x → QuantizeLinear → DequantizeLinear → value``; ``value`` itself where there is no such pair."""
     quantized = quantized_source(value)
     producer = quantized.producer() if quantized is not None else None
-    if producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[0] is None:
+    if producer is None or producer.op_type not in ("QuantizeLinear", DYNAMIC) or producer.inputs[0] is None:
         return value
     return producer.inputs[0]
 

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Format:
-    """An 8-bit number format. ``largest`` is the magnitude that a tensor's absolute maximum is mapped to."""
+    """A number format of 8 bit or fewer. ``largest`` is the magnitude that a tensor's absolute maximum is mapped to."""
 
     name: str
     dtype: np.dtype[Any]
@@ -23,6 +23,8 @@ class Format:
 INT8 = Format("int8", np.dtype(np.int8), 127.0)
 # The largest finite value of E4M3 "fn" (OCP OFP8, table 1): 1.75 · 2⁸. It has no infinity.
 FP8_E4M3 = Format("fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
+# 4 bit: ±{0, ½, 1, 1½, 2, 3, 4, 6} (OCP MX, table 5).
+FP4_E2M1 = Format("fp4", np.dtype(ml_dtypes.float4_e2m1fn), 6.0)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,16 @@ class PerChannel:
     """One scale per index of ``axis``: values [K, N], axis 1 → scale [N]."""
 
     axis: int
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """One scale per ``size`` neighbours along the summed axis: a weight [K, N] has scales [K / size, N].
+
+    Block scales are themselves E4M3, under one scale for the whole tensor (NVFP4: NVIDIA's PTX ISA, mxf4nvf4).
+    """
+
+    size: int
 
 
 Granularity: TypeAlias = PerTensor | PerChannel
@@ -67,7 +79,17 @@ class WeightOnly:
     weights: Granularity
 
 
-Numerics: TypeAlias = Quantized | WeightOnly | High
+@dataclass(frozen=True)
+class BlockQuantized:
+    """4 bit on both sides, in blocks along the summed axis. Activations' block scales are found while running, under a
+    calibrated scale of the whole tensor. Blackwell's tensor cores alone have it, and TensorRT alone runs it.
+    """
+
+    format: Format
+    blocks: Blocked
+
+
+Numerics: TypeAlias = Quantized | WeightOnly | BlockQuantized | High
 
 HIGH = High()
 # What a recipe can write after ``numerics =``.
@@ -75,6 +97,7 @@ NUMERICS: dict[str, Numerics] = {
     "high": HIGH,
     "int8": Quantized(INT8, weights=PerChannel(axis=1)),
     "fp8": Quantized(FP8_E4M3, weights=PerTensor()),
+    "nvfp4": BlockQuantized(FP4_E2M1, Blocked(16)),
     "int8_weight": WeightOnly(INT8, weights=PerChannel(axis=1)),
     "fp8_weight": WeightOnly(FP8_E4M3, weights=PerChannel(axis=1)),
 }

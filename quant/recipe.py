@@ -65,7 +65,7 @@ class Recipe:
         ``extends = "fp8"`` puts that recipe's rules before its own.
 
         Raises:
-            BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or two 8-bit formats.
+            BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or INT8 beside FP8 or FP4.
         """
         try:
             table = tomllib.loads(text)
@@ -80,9 +80,9 @@ class Recipe:
         own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
         rules = (*inherited, *own)
         recipe = cls(table["name"], table["description"], rules)
-        if len(recipe.formats) > 1:
-            named = " and ".join(sorted(recipe.formats))
-            raise BadInput(f"{where} names {named}; an engine holds one of them, so choose one")
+        if "int8" in recipe.formats and len(recipe.formats) > 1:
+            others = " and ".join(sorted(recipe.formats - {"int8"}))
+            raise BadInput(f"{where} names int8 beside {others}, which no engine holds together; choose one")
         return recipe
 
     def resolve(self, node_name: str) -> Numerics:
@@ -94,7 +94,7 @@ class Recipe:
 
     @property
     def formats(self) -> set[str]:
-        """The names of the 8-bit formats that its rules name: one, or none."""
+        """The names of the formats that its rules name: of ``int8``, ``fp8`` and ``fp4`` never the first with another."""
         named = (NUMERICS[rule.numerics] for rule in self.rules)
         return {numerics.format.name for numerics in named if not isinstance(numerics, High)}
 

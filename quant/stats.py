@@ -8,8 +8,9 @@ from typing import Any
 import onnx_ir as ir
 
 from reelquant.quant.attentions import Attention, attention_nodes
-from reelquant.quant.linears import Linear, linear_nodes, quantized_source
+from reelquant.quant.linears import DYNAMIC, Linear, linear_nodes, quantized_source
 
+_FP4 = ir.DataType.FLOAT4E2M1
 _EIGHT_BIT = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 
 
@@ -35,11 +36,13 @@ def graph_stats(model: ir.Model) -> dict[str, Any]:
 
 
 def is_quantized(linear: Linear) -> bool:
-    """Whether the node itself reads DQ(8-bit initializer) and DQ(Q(activation)), both of one 8-bit dtype."""
+    """Whether the node itself reads DQ(initializer) and DQ(Q(activation)), both of one dtype of 8 bit or FP4."""
     activation, weight = (quantized_source(value) for value in linear.node.inputs[:2])
-    if activation is None or weight is None or not weight.is_initializer() or weight.dtype not in _EIGHT_BIT:
+    if activation is None or weight is None or not weight.is_initializer() or weight.dtype not in (*_EIGHT_BIT, _FP4):
         return False
     producer = activation.producer()
+    if weight.dtype == _FP4:
+        return producer is not None and producer.op_type == DYNAMIC
     return producer is not None and producer.op_type == "QuantizeLinear" and _quantizes_to(producer) == weight.dtype
 
 

@@ -40,19 +40,15 @@ def build_bundle(
         return build_engines(bundle, FLAVORS[engine], wanted or Wanted(), progress)
     check_base(bundle, engine)
     bundle.check_hashes()
-    graphs = {graph: path for part in bundle.manifest.components.values() for graph, path in _named(part.graphs)}
+    graphs = {f"{component}/{graph}": bundle.graph(component, graph) for component, graph in bundle.manifest.graphs()}
     record: dict[str, float] = {}
     with progress.stage(f"build {engine}", len(graphs)) as advance:
         for name, file in graphs.items():
             began = time.monotonic()
-            engine_module(engine).build(bundle.path / file, threads)
+            engine_module(engine).build(file, threads)
             record[name] = round(time.monotonic() - began, 3)
             advance()
     engines = {**bundle.manifest.engines, engine: {"version": version, "build_seconds": record}}
     with partial_file(bundle.path / manifests.FILE) as temporary:
         temporary.write_text(replace(bundle.manifest, engines=engines).to_json(), encoding="utf-8")
     return Bundle.open(bundle.path)
-
-
-def _named(graphs: dict[str, str]) -> list[tuple[str, str]]:
-    return [(file.removesuffix(".onnx"), file) for file in graphs.values()]

@@ -28,8 +28,11 @@ COMMANDS = {
     "verify": ("reelquant.runtime.commands.verify:verify", "", "Check every file of a bundle against its hash."),
     "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others can't."),
 }
-# What ``build`` runs first where its package is installed; the runtime itself imports nothing of it.
-HOOKS = {"lint": "reelquant.quant.lint.run:refuse_what_lint_finds"}
+# What ``build`` uses where its package is installed; the runtime itself imports nothing of it.
+HOOKS = {
+    "lint": "reelquant.quant.lint.run:refuse_what_lint_finds",
+    "static_copy": "reelquant.quant.static_shapes:static_copy",
+}
 
 
 class LazyGroup(click.Group):

@@ -14,7 +14,7 @@ from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.engines.tensorrt.loadable import check_loadable
 from reelquant.runtime.engines.tensorrt.plan import EngineFile, TensorRtPlan
 from reelquant.runtime.engines.tensorrt.session import TensorRtLoader
-from reelquant.runtime.engines.tensorrt.stage import find_engines
+from reelquant.runtime.engines.tensorrt.stage import find_engines, is_nvfp4
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.trust import OWN, Trust, check_trust
@@ -71,13 +71,15 @@ def check_component(bundle: Bundle, component: str, engine: str) -> None:
 
 
 def check_base(bundle: Bundle, engine: str) -> None:
-    """See that a CPU engine can carry this bundle's values: NumPy, which hands them over, has no bf16.
+    """See that a CPU engine can run this bundle: NumPy, which hands values over, has no bf16, and TensorRT alone has FP4.
 
     Raises:
         BadInput: it cannot.
     """
     if bundle.manifest.base == "bf16" and not is_compiled(engine):
         raise BadInput(f"{bundle.path} computes in bf16, which {engine} does not take here; export it with --base fp32")
+    if any(is_nvfp4(bundle.manifest, name, graph) for name, graph in bundle.manifest.graphs()):
+        raise BadInput(f"{bundle.path} computes in NVFP4, which TensorRT alone takes; use --engine tensorrt-rtx")
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -76,6 +77,12 @@ class Manifest:
     quantization: dict[str, Any] | None = None
     engines: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
+
+    def graphs(self) -> Iterator[tuple[str, str]]:
+        """(component, graph) of every graph."""
+        for name, component in self.components.items():
+            for graph in component.graphs:
+                yield name, graph
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"

@@ -52,7 +52,8 @@ def rtx_bundle() -> BundleMaker:
 
     def make(task: str, precision: str) -> Bundle:
         if (task, precision) not in made:
-            wanted = Wanted(options=BuildOptions(("sm89", "sm120")))
+            gpus = ("sm120",) if precision == "nvfp4" else ("sm89", "sm120")
+            wanted = Wanted(options=BuildOptions(gpus))
             plan = ExportPlan(precision, "tensorrt-rtx", data="demo", wanted=wanted)
             out, work = BUILD / f"rtx-{task}-{precision}", BUILD / f"work-{task}"
             made[task, precision] = export_checkpoint(str(CHECKPOINTS / task), out, plan, work, replace=True)

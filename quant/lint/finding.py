@@ -9,7 +9,7 @@ from functools import cached_property
 import onnx_ir as ir
 
 from reelquant.quant.attentions import Attention, attention_nodes
-from reelquant.quant.lint.sizes import known_shape
+from reelquant.quant.static_shapes import known_shape
 
 
 @dataclass(frozen=True)

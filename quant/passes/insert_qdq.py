@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from reelquant.quant.attentions import Attention, attention_nodes
 from reelquant.quant.linears import Linear, family, linear_nodes, quantized_source
-from reelquant.quant.numerics import FP8_E4M3, HIGH, Numerics, Quantized, WeightOnly
+from reelquant.quant.numerics import FP8_E4M3, HIGH, BlockQuantized, High, Numerics, Quantized, WeightOnly
+from reelquant.quant.passes.nvfp4 import OPSET, quantize_blocks
 from reelquant.quant.passes.qdq import QdqInserter
 from reelquant.quant.primitives import scale_from_absmax
 from reelquant.quant.ranges import Ranges
@@ -26,6 +27,9 @@ from reelquant.runtime.errors import BadInput, BundleError
 _SMALLEST_SIDE = 16
 # The lowest that tests run; FP8 came to Q/DQ with 19.
 _LOWEST_OPSET = 21
+
+
+Chosen = Quantized | WeightOnly | BlockQuantized
 
 
 @dataclass
@@ -85,6 +89,10 @@ def insert_qdq(model: ir.Model, ranges: Ranges, recipe: Recipe, base: str = "fp3
 
     inserter = QdqInserter(model.graph, base)
     for linear, numerics in chosen:
+        if isinstance(numerics, BlockQuantized):
+            quantize_blocks(inserter, linear, numerics, ranges.absmax(linear.activation))
+            model.opset_imports.update({"": max(OPSET, model.opset_imports[""]), "trt": 1})
+            continue
         if isinstance(numerics, Quantized):
             scale = scale_from_absmax(ranges.absmax(linear.activation), numerics.format)
             inserter.activation(linear.node, 0, linear.activation, scale, numerics.format)
@@ -96,18 +104,18 @@ def insert_qdq(model: ir.Model, ranges: Ranges, recipe: Recipe, base: str = "fp3
     return report
 
 
-def _chosen_linears(
-    linears: list[Linear], recipe: Recipe, report: QdqReport
-) -> list[tuple[Linear, Quantized | WeightOnly]]:
-    chosen: list[tuple[Linear, Quantized | WeightOnly]] = []
+def _chosen_linears(linears: list[Linear], recipe: Recipe, report: QdqReport) -> list[tuple[Linear, Chosen]]:
+    chosen: list[tuple[Linear, Chosen]] = []
     for linear in linears:
         numerics: Numerics = recipe.resolve(linear.name)
         if numerics == HIGH:
             report.add(linear.name, "kept_high")
         elif min(linear.shape) < _SMALLEST_SIDE:
             report.skip(linear.name, f"{linear.shape[0]}×{linear.shape[1]} has a side under {_SMALLEST_SIDE}")
-        elif isinstance(numerics, Quantized | WeightOnly):
-            report.add(linear.name, "quantized" if isinstance(numerics, Quantized) else "weight_only")
+        elif isinstance(numerics, BlockQuantized) and (linear.transposed or linear.shape[0] % numerics.blocks.size):
+            report.skip(linear.name, f"NVFP4 takes a MatMul whose inner side is a multiple of {numerics.blocks.size}")
+        elif not isinstance(numerics, High):
+            report.add(linear.name, "weight_only" if isinstance(numerics, WeightOnly) else "quantized")
             chosen.append((linear, numerics))
     return chosen
 
@@ -153,10 +161,8 @@ def _check(model: ir.Model, linears: list[Linear]) -> None:
             )
 
 
-def _check_ranges(
-    ranges: Ranges, linears: list[tuple[Linear, Quantized | WeightOnly]], attentions: list[Attention]
-) -> None:
-    needed = {linear.activation for linear, numerics in linears if isinstance(numerics, Quantized)}
+def _check_ranges(ranges: Ranges, linears: list[tuple[Linear, Chosen]], attentions: list[Attention]) -> None:
+    needed = {linear.activation for linear, numerics in linears if not isinstance(numerics, WeightOnly)}
     needed |= {name for attention in attentions for name in (attention.query, attention.key, attention.value)}
     missing = sorted(needed - ranges.low.keys())
     if missing:

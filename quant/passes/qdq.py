@@ -28,11 +28,17 @@ class QdqInserter:
         self.graph, self._base = graph, base
         self._pairs: dict[tuple[str, Format], ir.Value] = {}
         self._weights: dict[tuple[str, Format, Granularity], ir.Value] = {}
+        self.blocked: dict[str, ir.Value] = {}
+        self.replaced: set[str] = set()
 
     @property
     def activations(self) -> int:
         """How many activations have Q/DQ."""
-        return len(self._pairs)
+        return len(self._pairs) + len(self.blocked)
+
+    def rounded(self, scales: Floats) -> Floats:
+        """``scales`` as the base can hold them."""
+        return representable(scales, self._base)
 
     def activation(self, node: ir.Node, index: int, name: str, scale: Floats, format: Format) -> None:
         """Let input ``index`` of ``node`` be read through Q/DQ; its value is called ``name``."""
@@ -53,13 +59,13 @@ class QdqInserter:
         linear.node.replace_input_with(1, self._weights[key])
 
     def remove_unused_weights(self) -> None:
-        for name in {name for name, _, _ in self._weights}:
+        for name in {name for name, _, _ in self._weights} | self.replaced:
             if not self.graph.initializers[name].uses():
                 del self.graph.initializers[name]
 
     def _pair(self, value: ir.Value, name: str, scale: Floats, format: Format, reader: ir.Node) -> ir.Value:
         """x → Q → DQ, placed before ``reader``, the first that asks for it."""
-        stored_scale = self._store(f"{name}_scale", representable(scale, self._base))
+        stored_scale = self.store(f"{name}_scale", representable(scale, self._base))
         zero_point = self._zero_point(format, ())
         stored = ir.val(name, _dtype(format), value.shape)
         again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
@@ -87,7 +93,7 @@ class QdqInserter:
         # Computed when the model is saved, one at a time, so a model larger than memory passes.
         stored = ir.val(name, const_value=ir.LazyTensor(values, dtype, shape, name=name))
         self.graph.register_initializer(stored)
-        scale = self._store(f"{name}_scale", scales)
+        scale = self.store(f"{name}_scale", scales)
         again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, shape)
         attributes = {} if isinstance(granularity, PerTensor) else {"axis": axis}
         inputs = [stored, scale, self._zero_point(format, scales.shape)]
@@ -99,9 +105,9 @@ class QdqInserter:
     def _zero_point(self, format: Format, shape: tuple[int, ...]) -> ir.Value:
         # reelquant.runtime.engines.onnxruntime finds FP8 graphs by this name.
         name = "_".join([format.name, "zero_point", *map(str, shape)])
-        return self.graph.initializers.get(name) or self._store(name, np.zeros(shape, format.dtype))
+        return self.graph.initializers.get(name) or self.store(name, np.zeros(shape, format.dtype))
 
-    def _store(self, name: str, array: Floats | NDArray[np.generic]) -> ir.Value:
+    def store(self, name: str, array: Floats | NDArray[np.generic]) -> ir.Value:
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self.graph.register_initializer(value)
         return value

@@ -23,7 +23,7 @@ _FLOAT = ir.DataType.FLOAT
 _WIDE = frozenset({"Sin", "Cos", "Pow", "ReduceMean", "Sqrt", "Reciprocal"})
 _CARRYING = frozenset({"Add", "Mul", "Div", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape"})
 # Inputs that ONNX wants in float32 whatever the data's dtype.
-_ALWAYS_FLOAT = {"Resize": {1, 2}}
+_ALWAYS_FLOAT = {"Resize": {1, 2}, "TRT_FP4DynamicQuantize": {1}}
 
 
 def to_16bit(model: ir.Model, precision: str) -> dict[str, int]:

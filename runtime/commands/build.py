@@ -74,7 +74,7 @@ def build(
     wanted = None
     if is_compiled(engine):
         options = BuildOptions(parse_targets(gpu, FLAVORS[engine]), level, threads)
-        wanted = Wanted(clips, dynamic, tiled, options, cache)
+        wanted = Wanted(clips, dynamic, tiled, options, cache, _hook(context, "static_copy"))
         if only_plan:
             _print_plan(plan(opened, FLAVORS[engine], wanted), as_json)
             return
@@ -106,17 +106,21 @@ def _print_plan(verdicts: list[Verdict], as_json: bool) -> None:
         click.echo(f"{verdict.job.name:20} {verdict.state:8} {verdict.why}")
 
 
-def _lint(context: click.Context, bundle: Bundle, wanted: Wanted) -> None:
-    """The lint reads ONNX, which the runtime does not: where the extra for it is not installed, the builder alone judges."""
-    target: str | None = (context.find_root().obj or {}).get("lint")
-    if target is None:
-        return
-    module, _, name = target.partition(":")
+def _hook(context: click.Context, name: str) -> Callable[..., Any] | None:
+    """What reads ONNX, which the runtime does not; None where the extra for it is not installed."""
+    target: str = (context.find_root().obj or {}).get(name, "")
+    module, _, function = target.partition(":")
     try:
-        check: Callable[[Bundle, Any], None] = getattr(import_module(module), name)
+        return getattr(import_module(module), function) if target else None
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] == "reelquant":
             raise
-        click.echo(f"{error.name} is not installed, so the graphs are not linted before the build", err=True)
+        return None
+
+
+def _lint(context: click.Context, bundle: Bundle, wanted: Wanted) -> None:
+    check = _hook(context, "lint")
+    if check is None:
+        click.echo("onnx-ir is not installed, so the builder alone judges the graphs, without lint", err=True)
         return
     check(bundle, wanted)

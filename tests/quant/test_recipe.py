@@ -58,7 +58,7 @@ def test_a_recipe_extends_one_that_there_is() -> None:
         Recipe.parse(f'{HEAD}extends = "int7"\nrules = [{{match="a", numerics="high"}}]')
     with pytest.raises(BadInput, match="unknown key 'extends'"):
         Recipe.parse(f'{HEAD}extends = 8\nrules = [{{match="a", numerics="high"}}]')
-    with pytest.raises(BadInput, match="names fp8 and int8; an engine holds one of them"):
+    with pytest.raises(BadInput, match="names int8 beside fp8, which no engine holds together"):
         Recipe.parse(f'{HEAD}extends = "int8"\nrules = [{{match="a", numerics="fp8"}}]')
 
 
@@ -103,7 +103,7 @@ def test_the_digest_is_of_what_a_recipe_does() -> None:
         (f'{HEAD}rules = [{{match="", numerics="int8"}}]', "match must be a non-empty text"),
         (f'{HEAD}rules = [{{match="*", numerics=8}}]', "numerics must be a non-empty text"),
         ('name = ""\ndescription = "x"\nrules = [{match="*", numerics="int8"}]', "name must be a non-empty text"),
-        (f'{HEAD}rules = [{{match="a", numerics="int8"}}, {{match="b", numerics="fp8"}}]', "names fp8 and int8"),
+        (f'{HEAD}rules = [{{match="a", numerics="int8"}}, {{match="b", numerics="fp8"}}]', "names int8 beside fp8"),
     ],
 )
 def test_a_broken_recipe_is_refused_by_file_and_place(tmp_path: Path, text: str, message: str) -> None:
@@ -120,7 +120,7 @@ def test_a_recipe_is_loaded_by_name_or_path_only(tmp_path: Path) -> None:
     assert Recipe.load(path) == Recipe.load(str(path))
     with pytest.raises(
         BadInput,
-        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, int8, int8-ends-high, or the path of a .toml file",
+        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, int8, int8-ends-high, nvfp4, or the path of a .toml file",
     ):
         Recipe.load("int7")
     with pytest.raises(BadInput, match="unknown recipe"):

@@ -51,9 +51,16 @@ class BuildLog:
 
 
 def build_engine(
-    flavor: Flavor, graph: Path, profile: Profile, options: BuildOptions, step: StepDone = lambda *_: True
+    flavor: Flavor,
+    graph: Path,
+    profile: Profile,
+    options: BuildOptions,
+    step: StepDone = lambda *_: True,
+    onnx: bytes | None = None,
 ) -> Built:
     """Compile ``graph`` for shapes of ``profile``; ``step`` hears of progress and can stop the build.
+
+    ``onnx`` is read in the place of the file ``graph``, beside which its weights are.
 
     Raises:
         MissingExtra: the flavor's package is not installed.
@@ -71,7 +78,7 @@ def build_engine(
         builder.max_threads = options.threads
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
+    if not (parser.parse_from_file(str(graph)) if onnx is None else parser.parse(onnx, str(graph))):
         reasons = [parser.get_error(i) for i in range(parser.num_errors)]
         said = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in reasons)
         raise BundleError(f"{flavor.engine} {flavor.version()} cannot read {graph}: {said or log.why()}")

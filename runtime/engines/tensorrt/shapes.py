@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import Manifest
 from reelquant.runtime.sizes import Size
+from reelquant.runtime.symbolic import evaluate
 from reelquant.runtime.tiles import exceeds, tile_sides, tilings
 
 Symbols = Mapping[str, int]
-_EXPRESSION = re.compile(r"(?:(\d+)\*)?([a-z_]+)(?://(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,14 @@ def _vae_profile(manifest: Manifest, half: str, size: Size, tiled: bool, least: 
 
 
 def dimension(expression: str, symbols: Symbols) -> int:
-    """The value of a graph's dimension: ``"height"``, ``"2*height"`` or ``"height//8"``.
+    """The value of a graph's dimension, such as ``"height"``, ``"2*height"`` or ``"height//8"``.
 
     Raises:
-        BundleError: it is none of these, or names another symbol.
+        BundleError: it is no expression of ``symbols``.
     """
-    found = _EXPRESSION.fullmatch(expression)
-    if found is None or found[2] not in symbols:
+    found = evaluate(expression, symbols)
+    if found is None:
         raise BundleError(
             f"the graph has a dimension {expression!r}, which none of {', '.join(symbols)} gives; export it again"
         )
-    return int(found[1] or 1) * symbols[found[2]] // int(found[3] or 1)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,16 @@ from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry,
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
-from reelquant.runtime.engines.tensorrt.shapes import Profile, profile
+from reelquant.runtime.engines.tensorrt.shapes import Profile, Symbols, profile
 from reelquant.runtime.engines.tensorrt.targets import CURRENT
-from reelquant.runtime.errors import BadInput
+from reelquant.runtime.errors import BadInput, MissingExtra
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.manifest import FileEntry, Manifest
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size, checked
 from reelquant.runtime.trust import remember_built
 
+NVFP4_IS_STATIC = "TensorRT takes NVFP4 graphs for one size at a time; leave --dynamic out, and name each with --clip"
 _ROUND = 1  # of this code: raised when the same causes would give another engine
 
 
@@ -33,6 +34,8 @@ _ROUND = 1  # of this code: raised when the same causes would give another engin
 class Wanted:
     """What to build: for which sizes (the bundle's own when none is named), static or one ``dynamic`` profile for all of
     them; with ``tiled``, a VAE for tiles of large frames instead of whole ones.
+
+    ``static_copy`` (:func:`reelquant.quant.static_shapes.static_copy`) is what NVFP4 graphs are read through.
     """
 
     sizes: tuple[Size, ...] = ()
@@ -40,6 +43,7 @@ class Wanted:
     tiled: bool = False
     options: BuildOptions = field(default_factory=BuildOptions)
     cache: Path | None = None
+    static_copy: Callable[[Path, Symbols], bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,14 @@ def jobs(bundle: Bundle, flavor: Flavor, wanted: Wanted) -> list[Job]:
     """Every engine that ``wanted`` asks for, each once.
 
     Raises:
-        BadInput: a size that the model cannot make.
+        BadInput: a size that the model cannot make, or an NVFP4 graph for several.
+        MissingExtra: what NVFP4 graphs are read through is not installed.
     """
     found: dict[str, Job] = {}
     for component, graph, shapes in engine_profiles(bundle.manifest, wanted):
         file = bundle.manifest.components[component].graphs[graph]
+        if is_nvfp4(bundle.manifest, component, graph):
+            _check_nvfp4(shapes, wanted)
         causes = _causes(bundle.manifest, component, file, flavor, shapes, wanted.options)
         name = f"{ENGINES}/{flavor.engine}/{component}.{graph}.{cache_key(causes)[:12]}.engine"
         found.setdefault(name, Job(component, graph, shapes, causes, name))
@@ -87,10 +94,9 @@ def engine_profiles(manifest: Manifest, wanted: Wanted) -> Iterator[tuple[str, s
     Raises:
         BadInput: a size that the model cannot make.
     """
-    for component, part in manifest.components.items():
-        for graph in part.graphs:
-            for shapes in _profiles(manifest, component, wanted):
-                yield component, graph, shapes
+    for component, graph in manifest.graphs():
+        for shapes in _profiles(manifest, component, wanted):
+            yield component, graph, shapes
 
 
 def plan(bundle: Bundle, flavor: Flavor, wanted: Wanted) -> list[Verdict]:
@@ -107,7 +113,8 @@ def build_engines(bundle: Bundle, flavor: Flavor, wanted: Wanted, progress: Prog
     it was: what is finished is in the cache.
 
     Raises:
-        BadInput: a size that the model cannot make, or a disk that is full.
+        BadInput: a size that the model cannot make, an NVFP4 graph for several sizes, or a disk that is full.
+        MissingExtra: what NVFP4 graphs are read through is not installed.
         BundleError: a file was changed, or the builder refuses a graph.
         EngineError: an engine is not what its graph asks for.
     """
@@ -116,7 +123,7 @@ def build_engines(bundle: Bundle, flavor: Flavor, wanted: Wanted, progress: Prog
     records = []
     for job in jobs(bundle, flavor, wanted):
         with progress.stage(f"build {job.name}", total=100) as advance:
-            entry, was_there = cache.get(job.causes, partial(_build, bundle, flavor, job, wanted.options, advance))
+            entry, was_there = cache.get(job.causes, partial(_build, bundle, flavor, job, wanted, advance))
         if not was_there:
             remember_built([entry.sha256])
         built.append((job, entry))
@@ -171,7 +178,7 @@ def _record(
 
 
 def _build(
-    bundle: Bundle, flavor: Flavor, job: Job, options: BuildOptions, advance: Any
+    bundle: Bundle, flavor: Flavor, job: Job, wanted: Wanted, advance: Any
 ) -> tuple[memoryview, Mapping[str, Any]]:
     shown = 0
 
@@ -185,10 +192,26 @@ def _build(
 
     manifest = bundle.manifest
     bundle.check_hashes(lambda name: name.startswith(f"{job.component}/"))
-    built = build_engine(flavor, bundle.graph(job.component, job.graph), job.profile, options, step)
+    graph, onnx = bundle.graph(job.component, job.graph), None
+    if wanted.static_copy is not None and is_nvfp4(manifest, job.component, job.graph):
+        onnx = wanted.static_copy(graph, job.profile.most)
+    built = build_engine(flavor, graph, job.profile, wanted.options, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))
     return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
+
+
+def is_nvfp4(manifest: Manifest, component: str, graph: str) -> bool:
+    """Whether a graph has weights in 4-bit floating point, which TensorRT alone computes with."""
+    stored = manifest.components[component].stats.get(graph, {}).get("weight_bytes_by_dtype", {})
+    return "FLOAT4E2M1" in stored
+
+
+def _check_nvfp4(shapes: Profile, wanted: Wanted) -> None:
+    if not shapes.is_static:
+        raise BadInput(NVFP4_IS_STATIC)
+    if wanted.static_copy is None:
+        raise MissingExtra("building an NVFP4 graph needs onnx-ir, which", "export")
 
 
 def scores_bytes(manifest: Manifest, job: Job) -> int:

@@ -13,11 +13,12 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, shape_inference
 
-FP32, FP16, BF16, FP8, INT8, INT32, UINT8 = (
+FP32, FP16, BF16, FP8, FP4, INT8, INT32, UINT8 = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
     TensorProto.BFLOAT16,
     TensorProto.FLOAT8E4M3FN,
+    TensorProto.FLOAT4E2M1,
     TensorProto.INT8,
     TensorProto.INT32,
     TensorProto.UINT8,
@@ -78,6 +79,18 @@ class Build:
         if format is None:
             return self.op("MatMul", x, self.weight())
         return self.op("MatMul", self.qdq(x, format), self.weight_qdq(format, per_channel=per_channel))
+
+    def nvfp4(self, x: str) -> str:
+        """x times a weight, both in 4 bit: blocks of 16 along the inner side, their scales in FP8."""
+        packed = self._rng.integers(0, 256, DIM * DIM // 2, np.uint8).tobytes()
+        weight, whole = f"stored_{len(self._stored)}", self.store(0.01)
+        self._stored.append(helper.make_tensor(weight, FP4, (DIM, DIM), packed, raw=True))
+        scales = self.op("DequantizeLinear", self.store(np.full((DIM // 16, DIM), 0.5), FP8), whole)
+        weight = self.op("DequantizeLinear", weight, scales, axis=0, block_size=16)
+        to: dict[str, Any] = {"axis": -1, "block_size": 16, "scale_type": FP8}
+        values = self.op("TRT_FP4DynamicQuantize", x, self.store(0.01, FP32), domain="trt", outputs=2, **to)
+        scales = self.op("DequantizeLinear", values.replace(":0", ":1"), whole)
+        return self.op("MatMul", self.op("DequantizeLinear", values, scales, axis=-1, block_size=16), weight)
 
     def heads(self, x: str) -> str:
         shape = self.store([1, self.tokens, HEADS, DIM // HEADS], TensorProto.INT64)
@@ -165,6 +178,7 @@ GOOD = {
     "fp8 weight alone": Case(lambda g: g.op("MatMul", "x", g.weight_qdq(FP8, per_channel=True))),
     "int8 weight alone": Case(lambda g: g.op("MatMul", "x", g.weight_qdq(INT8, per_channel=True))),
     "bf16 linear in fp8": Case(lambda g: g.linear("x", FP8), base=BF16),
+    "nvfp4 linear on Blackwell": Case(lambda g: g.nvfp4("x"), opset=23, targets=("sm120",)),
     "fp16 attention": Case(lambda g: g.attention("x"), tokens=TOKENS),
     "bf16 attention": Case(lambda g: g.attention("x"), tokens=TOKENS, base=BF16),
     "fp8 attention": Case(lambda g: g.attention("x", "qkvs"), tokens=TOKENS),
@@ -209,6 +223,7 @@ FAULTS = {
     "FP8 for two GPUs of which one has it": _refused(
         "gpu-format", lambda g: g.linear("x", FP8), targets=("sm86", "sm89")
     ),
+    "FP4 on Ada": _refused("gpu-format", lambda g: g.nvfp4("x"), opset=23),
     "bf16 on Turing": _refused("gpu-format", lambda g: g.linear("x"), base=BF16, targets=("sm75",)),
     "FP8 on Q and K alone": _unfused("attention-qdq", lambda g: g.attention("x", "qk")),
     "FP8 on Q, K and V alone": _unfused("attention-qdq", lambda g: g.attention("x", "qkv")),

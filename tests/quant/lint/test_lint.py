@@ -9,7 +9,6 @@ import pytest
 
 from reelquant.quant.lint.operators import SUPPORTED
 from reelquant.quant.lint.run import lint
-from reelquant.quant.lint.sizes import evaluate
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions, Built, build_engine
 from reelquant.runtime.engines.tensorrt.evidence import judge_attention, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import RTX
@@ -56,21 +55,3 @@ def test_the_operators_are_the_parsers() -> None:
     parser = trt.OnnxParser(trt.Builder(logger).create_network(0), logger)
     names = {schema.name for schema in onnx.defs.get_all_schemas_with_history() if schema.domain == ""}
     assert {name for name in names if parser.supports_operator(name)} == SUPPORTED
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("latent_frames*((height//2))*((width//2)) + 226", 17_776),
-        ("8*height", 480),
-        ("-width % 7", 1),
-        ("2**99", None),
-        ("unknown + 1", None),
-        ("__import__('os')", None),
-        ("height//0", None),
-        ("3.5", None),
-        ("(", None),
-    ],
-)
-def test_symbolic_sizes(text: str, value: int | None) -> None:
-    assert evaluate(text, {"latent_frames": 13, "height": 60, "width": 90}) == value

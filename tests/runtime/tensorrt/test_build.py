@@ -15,7 +15,7 @@ from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engin
 from reelquant.runtime.engines.tensorrt.flavor import RTX, Flavor
 from reelquant.runtime.engines.tensorrt.shapes import Profile
 from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines, jobs, plan
-from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
 from reelquant.runtime.gpus import Gpus
 from reelquant.runtime.sizes import Size
 from tests.command_line import contents, only_message, run
@@ -59,6 +59,43 @@ def test_fp8_shrinks_the_transformers_weights(task: str, rtx_bundle: BundleMaker
     assert weights["fp8"] < 0.6 * weights["fp16"]
     stats = rtx_bundle(task, "fp8").manifest.components["transformer"].stats["main"]
     assert (stats["quantized_linears"], stats["weight_only_linears"], stats["quantized_attentions"]) == (36, 12, 6)
+
+
+def test_nvfp4_is_built_for_blackwell_at_one_size(
+    rtx_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bundle = rtx_bundle("t2v", "nvfp4")
+    records = bundle.manifest.engines["tensorrt-rtx"]["engines"]
+    (transformer,) = (each for each in records if each["component"] == "transformer")
+    whole = next(
+        e
+        for e in rtx_bundle("t2v", "fp16").manifest.engines["tensorrt-rtx"]["engines"]
+        if e["component"] == "transformer"
+    )
+    assert transformer["evidence"]["weight_bytes"] < 0.4 * whole["evidence"]["weight_bytes"]
+    assert bundle.manifest.components["transformer"].stats["main"]["quantized_linears"] == 36
+
+    shutil.copytree(bundle.path, tmp_path / "nvfp4")
+    build = (
+        "build",
+        tmp_path / "nvfp4",
+        "--engine",
+        "tensorrt-rtx",
+        "--cache",
+        tmp_path / "cache",
+        "--clip",
+        "9x32x32",
+    )
+    other = run(capfd, *build, "--gpu", "sm120")
+    assert other.code == 0 and "7 graphs ready" in other.out
+    dynamic = run(capfd, *build, "--gpu", "sm120", "--clip", "9x32x48", "--dynamic")
+    assert dynamic.code == 2 and "NVFP4 graphs for one size at a time" in only_message(dynamic.err)
+    ada = run(capfd, *build, "--gpu", "sm89")
+    assert ada.code == 2 and "sm89 (Ada: L4, L40S, RTX 40) has no fp4" in only_message(ada.err)
+    with pytest.raises(MissingExtra, match="building an NVFP4 graph needs onnx-ir"):
+        jobs(bundle, RTX, Wanted(options=BuildOptions(("sm120",))))
+    cpu = run(capfd, "generate", bundle.path, "a circle", "--engine", "openvino", "-o", tmp_path / "clip.mp4")
+    assert cpu.code == 2 and "computes in NVFP4, which TensorRT alone takes" in only_message(cpu.err)
 
 
 def test_a_second_build_takes_the_cache_and_a_plan_says_so(fp8: Bundle, tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_dimensions(text: str, value: int) -> None:
     assert dimension(text, {"height": 60, "width": 90}) == value
 
 
-@pytest.mark.parametrize("text", ["", "depth", "height + 1", "height**9", "2*", "height//"])
+@pytest.mark.parametrize("text", ["", "depth", "height**9", "2*", "height//"])
 def test_other_dimensions_are_refused(text: str) -> None:
     with pytest.raises(BundleError, match="which none of height, width gives; export it again"):
         dimension(text, {"height": 60, "width": 90})

@@ -1,12 +1,10 @@
-"""What a graph's symbolic shapes are at a given size: ``latent_frames*((height//2))*((width//2)) + 226`` → 17776."""
+"""What a graph's symbolic dimensions are at a given size: ``latent_frames*((height//2))*((width//2)) + 226`` → 17776."""
 
 from __future__ import annotations
 
 import ast
 import operator
 from collections.abc import Callable, Mapping
-
-import onnx_ir as ir
 
 _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
@@ -17,20 +15,11 @@ _OPERATORS: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def known_shape(value: ir.Value | None, symbols: Mapping[str, int]) -> tuple[int, ...] | None:
-    """The shape of ``value`` with every symbol replaced; None where it has none, or a symbol is not known."""
-    if value is None or value.shape is None:
-        return None
-    sides = [side if isinstance(side, int) else evaluate(str(side.value), symbols) for side in value.shape]
-    found = tuple(side for side in sides if side is not None)
-    return found if len(found) == len(sides) else None
-
-
 def evaluate(text: str, symbols: Mapping[str, int]) -> int | None:
     """The value of an integer expression of symbols; None for anything else."""
     try:
         return _value(ast.parse(text, mode="eval").body, symbols)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError):
         return None
 
 
