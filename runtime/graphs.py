@@ -92,3 +92,8 @@ def device(engine: str) -> Device:
     """
     cuda = CudaRuntime()
     return Device(cuda, TensorRtLoader(FLAVORS[engine], Path(default_folder().parent, "kernels")))
+
+
+def device_seconds(engine: str) -> float | None:
+    """How long this process's GPU has computed for a flavor of TensorRT; None for engines that do not say."""
+    return device(engine).seconds if is_compiled(engine) else None

@@ -22,6 +22,7 @@ from reelquant.runtime.commands.options import (
     shown,
     size_option,
 )
+from reelquant.runtime.graphs import device_seconds
 from reelquant.runtime.latents import SUFFIX
 from reelquant.runtime.pipeline import load_pipeline
 from reelquant.runtime.progress import Progress
@@ -114,6 +115,7 @@ def generate(
                 "engine": engine,
                 "precision": pipeline.bundle.manifest.precision,
                 "seconds": seconds,
+                "device_seconds": device_seconds(engine),
                 "peak_rss_bytes": peak_rss_bytes(),
                 "sha256_frames": clip.sha256,
             }

@@ -87,12 +87,14 @@ class DeviceArray:
 class Device:
     """A GPU's stream and the one block that every engine computes in.
 
-    Text encoder, transformer and VAE run one after the other, so the largest's activations serve all of them.
+    Text encoder, transformer and VAE run one after the other, so the largest's activations serve all of them. ``seconds``
+    is how long engines have computed, by the stream's own events.
     """
 
     def __init__(self, cuda: Cuda, loader: Loader) -> None:
         self.cuda, self.loader = cuda, loader
         self.stream = cuda.stream()
+        self.seconds = 0.0
         self._block: Memory | None = None
 
     def activations(self, size: int) -> int:

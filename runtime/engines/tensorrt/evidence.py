@@ -26,7 +26,8 @@ TELLING_SCORES = 256 << 20
 @dataclass(frozen=True)
 class Evidence:
     """Bytes of one engine's activations, of the largest scratch within them, of its weights, and of the builder's own
-    allocations; ``attention`` is "fused", "unfused", "too small to tell" or "none".
+    allocations; ``attention`` is "fused", "unfused", "too small to tell" or "none". ``layers`` counts layers by number
+    format where the engine was built on a GPU that it runs on.
     """
 
     activation_bytes: int
@@ -36,6 +37,7 @@ class Evidence:
     build_seconds: float
     engine_bytes: int
     attention: str
+    layers: dict[str, int] | None = None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -60,7 +62,9 @@ def read_evidence(log: Iterable[str], seconds: float, engine_bytes: int, scores_
     known = {name: value for name, value in found.items() if value is not None}
     peak = (_last(_PEAK, lines) or 0) << 20
     return Evidence(
-        **known,
+        activation_bytes=known["activation_bytes"],
+        scratch_bytes=known["scratch_bytes"],
+        weight_bytes=known["weight_bytes"],
         builder_peak_bytes=peak,
         build_seconds=round(seconds, 3),
         engine_bytes=engine_bytes,

@@ -57,7 +57,6 @@ class TensorRtPlan:
         self._runner: _Runner | None = None
         self.inputs = tuple(files[0].inputs)
         self.outputs: tuple[str, ...] = ()
-        self.device_seconds = 0.0
 
     def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
         """As a plan's ``run``.
@@ -100,16 +99,14 @@ class TensorRtPlan:
             file = next(file for file in self._files if file.takes(shapes))
             self._runner = _Runner(self._device, file)
             self.outputs = self._runner.outputs
-        results = self._runner.run(given, into)
-        self.device_seconds += self._runner.seconds
-        return results
+        return self._runner.run(given, into)
 
 
 class _Runner:
     """One loaded engine with the buffers of its inputs and outputs."""
 
     def __init__(self, device: Device, file: EngineFile) -> None:
-        self.file, self._device, self.seconds = file, device, 0.0
+        self.file, self._device = file, device
         self._engine: LoadedEngine = device.loader.load(file.file)
         self.outputs = tuple(name for name, tensor in self._engine.tensors.items() if not tensor.is_input)
         self._buffers: dict[str, DeviceArray] = {}
@@ -139,7 +136,7 @@ class _Runner:
         end = cuda.record(stream)
         results = self._collect(into)
         cuda.synchronize(stream)
-        self.seconds = cuda.seconds(begin, end)
+        self._device.seconds += cuda.seconds(begin, end)
         return results
 
     def _buffer(self, name: str, shape: Shape) -> DeviceArray:

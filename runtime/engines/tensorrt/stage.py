@@ -16,6 +16,7 @@ from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engin
 from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes, link_or_copy
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
+from reelquant.runtime.engines.tensorrt.layers import engine_layers
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
 from reelquant.runtime.engines.tensorrt.shapes import Profile, Symbols, profile
 from reelquant.runtime.engines.tensorrt.targets import CURRENT
@@ -27,7 +28,7 @@ from reelquant.runtime.sizes import Size, checked
 from reelquant.runtime.trust import remember_built
 
 NVFP4_IS_STATIC = "TensorRT takes NVFP4 graphs for one size at a time; leave --dynamic out, and name each with --clip"
-_ROUND = 1  # of this code: raised when the same causes would give another engine
+_ROUND = 2  # of this code: raised when the same causes would give another engine, or other evidence
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,15 @@ def _build(
     built = build_engine(flavor, graph, job.profile, wanted.options, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))
+    if runs_here(wanted.options.targets):
+        evidence = replace(evidence, layers=engine_layers(flavor, built.engine))
     return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
+
+
+def runs_here(targets: Sequence[str]) -> bool:
+    """Whether an engine for ``targets`` is for the first GPU of this machine."""
+    here = gpus()
+    return bool(here.names) and (tuple(targets) == (CURRENT,) or here.targets[0] in targets)
 
 
 def is_nvfp4(manifest: Manifest, component: str, graph: str) -> bool:

@@ -27,6 +27,8 @@ CLASSES = {
     "optimization": "IOptimizationProfile",
     "tensor": "ITensor",
     "error": "ParserError",
+    "runtime": "Runtime",
+    "inspector": "EngineInspector",
     "_runtime": "Runtime",
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
@@ -55,7 +57,6 @@ def used_names(file: Path) -> set[str]:
         if not isinstance(function, ast.FunctionDef):
             continue
         classes = CLASSES | ({"config": "IRuntimeConfig"} if "rtx" in function.name else {})
-        classes |= {"runtime": "Runtime"} if function.name == "_why_invalid" else {}
         for node in ast.walk(function):
             if not isinstance(node, ast.Attribute):
                 continue
@@ -82,7 +83,7 @@ def _is_module(node: ast.expr) -> bool:
 
 
 NAMES = set[str]().union(
-    *(used_names(ROOT / "runtime/engines/tensorrt" / file) for file in ("builder.py", "session.py"))
+    *(used_names(ROOT / "runtime/engines/tensorrt" / file) for file in ("builder.py", "session.py", "layers.py"))
 )
 
 

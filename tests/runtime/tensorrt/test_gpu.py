@@ -35,6 +35,8 @@ def test_a_clip_is_the_cpus(task: str, precision: str, flavor: Flavor, rtx_bundl
     target = gpus().targets[0] if flavor == RTX else "current"
     wanted = Wanted(options=BuildOptions((target,)), cache=tmp_path / "cache")
     bundle = build_engines(Bundle.open(tmp_path / "bundle"), flavor, wanted)
+    records = bundle.manifest.engines[flavor.engine]["engines"]
+    assert all(sum(each["evidence"]["layers"].values()) > 0 for each in records)
     image = CHECKPOINTS.parent / "first_frame.png" if task == "i2v" else None
     request = Request("a red circle moves right on a white background", image, seed=3, steps=4)
     found, wanted_latents = (_latents(bundle, engine, request) for engine in (flavor.engine, "openvino"))

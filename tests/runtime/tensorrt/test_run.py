@@ -58,6 +58,9 @@ def test_a_clip_is_the_one_that_the_cpu_renders(replay: Replay) -> None:
     found = Pipeline(replay.bundle, RTX, keep=False).generate(request_of(replay.bundle))
     difference = relative_l2(found.frames.astype(np.float32), wanted.frames.astype(np.float32))
     assert found.frames.shape == wanted.frames.shape and difference < 0.01
+    # Two texts, three guided steps row by row, the first latents and the rest; an image's encoder once.
+    runs = 2 + 2 * 3 + 1 + (found.frames.shape[0] - 9) // 8 + (replay.bundle.manifest.task == "i2v")
+    assert graphs.device_seconds(RTX) == 0.25 * runs and graphs.device_seconds("openvino") is None
 
 
 def test_memory_is_shared_and_given_back(replay: Replay) -> None:
