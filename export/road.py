@@ -152,7 +152,8 @@ def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | No
 def _built(bundle: Bundle, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
     wanted = replace(plan.wanted, static_copy=static_copy)
     if is_compiled(plan.engine):
-        refuse_what_lint_finds(bundle, wanted)
+        for warning in refuse_what_lint_finds(bundle, wanted):
+            say(warning)
     say(f"build for {plan.engine}")
     return build_bundle(bundle, plan.engine, progress=progress, wanted=wanted)
 

@@ -14,15 +14,19 @@ from reelquant.quant.static_shapes import known_shape
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: which rule it breaks, at which node, what is wrong, and what to do."""
+    """One fault: which rule it breaks, at which node, what is wrong, and what to do.
+
+    A ``warning`` builds, and may yet fail to run.
+    """
 
     rule: str
     node: str
     fault: str
     remedy: str
+    warning: bool = False
 
     def __str__(self) -> str:
-        return f"{self.node}: {self.fault} [{self.rule}]; {self.remedy}"
+        return f"{'warning: ' if self.warning else ''}{self.node}: {self.fault} [{self.rule}]; {self.remedy}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Rules about any graph: operators the parser lacks, types that must agree, tensors beyond 2³¹ elements."""
+"""Rules about any graph: operators TensorRT lacks, types that must agree, tensors beyond 2³¹ elements."""
 
 from __future__ import annotations
 
@@ -7,10 +7,38 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from reelquant.quant.lint.finding import Finding, Subject, dtype_name
-from reelquant.quant.lint.operators import SUPPORTED
+from reelquant.quant.lint.operators import SUPPORTED, WITHOUT_KERNEL
 
 # All of their float inputs must be of one type: strong typing casts nothing.
-_ONE_TYPE = frozenset({"MatMul", "Gemm", "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Concat", "Einsum", "Conv"})
+_ONE_TYPE = frozenset(
+    [
+        "MatMul",
+        "Gemm",
+        "Conv",
+        "ConvTranspose",
+        "Einsum",
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Max",
+        "Min",
+        "Sum",
+        "Mean",
+        "Concat",
+        "Where",
+        "PRelu",
+        "Equal",
+        "Greater",
+        "GreaterOrEqual",
+        "Less",
+        "LessOrEqual",
+        "LayerNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+    ]
+)
 _MOST_ELEMENTS = 2**31 - 1
 
 
@@ -22,13 +50,17 @@ def operators(subject: Subject) -> Iterator[Finding]:
         elif node.domain != "trt" and node.op_type not in SUPPORTED:
             fault = f"TensorRT's parser has no {node.op_type}"
             yield Finding("operator", node.name or "", fault, "express it in other operators")
+        elif node.op_type in WITHOUT_KERNEL:
+            fault = f"TensorRT's parser takes {node.op_type}, and nothing in TensorRT-RTX computes it"
+            yield Finding("operator", node.name or "", fault, "express it in other operators")
 
 
 def mixed_types(subject: Subject) -> Iterator[Finding]:
     for node in subject.nodes:
         if node.op_type not in _ONE_TYPE:
             continue
-        types = {value.dtype for value in node.inputs if value is not None and value.dtype is not None}
+        inputs = node.inputs[1:] if node.op_type == "Where" else node.inputs
+        types = {value.dtype for value in inputs if value is not None and value.dtype is not None}
         if len(types) > 1:
             mixed = " and ".join(sorted(map(dtype_name, types)))
             fault = f"{node.op_type} reads {mixed}, and a strongly typed network casts nothing by itself"
@@ -36,15 +68,19 @@ def mixed_types(subject: Subject) -> Iterator[Finding]:
 
 
 def volumes(subject: Subject) -> Iterator[Finding]:
+    """A warning: TensorRT-RTX 1.7.1 builds such graphs, while NVIDIA says of standard TensorRT that its convolutions do not
+    take them (https://github.com/NVIDIA/TensorRT/issues/4123).
+    """
     attention = {id(value) for each in subject.attentions for value in _scores(each.scores, each.mix)}
     for node in subject.nodes:
         for value in node.outputs:
             elements = subject.elements(value)
             if elements is not None and elements > _MOST_ELEMENTS and id(value) not in attention:
-                fault = f"{value.name} has {elements:,} elements, beyond 2³¹ - 1"
-                yield Finding(
-                    "volume", node.name or "", fault, "build for a smaller size, or decode in tiles (--tiled)"
+                fault = (
+                    f"{value.name} has {elements:,} elements, beyond 2³¹ - 1, which not all of TensorRT's kernels take"
                 )
+                remedy = "build for a smaller size, or decode in tiles (--tiled)"
+                yield Finding("volume", node.name or "", fault, remedy, warning=True)
 
 
 def _scores(first: ir.Node, last: ir.Node) -> Iterator[ir.Value]:

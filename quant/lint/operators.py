@@ -18,3 +18,5 @@ _NAMES = """
     Squeeze Sub Sum Swish Tan Tanh TensorScatter ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
 """
 SUPPORTED = frozenset(_NAMES.split())
+# Those of them whose plugin or kernel TensorRT-RTX 1.7.1 does not have.
+WITHOUT_KERNEL = frozenset({"NonMaxSuppression", "NonZero", "RoiAlign"})

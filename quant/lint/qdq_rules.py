@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from reelquant.quant.lint.finding import Finding, Subject, constant, dtype_name
 
-_STORABLE = frozenset({"INT8", "UINT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"})
+_STORABLE = frozenset({"INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"})
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
@@ -40,8 +40,14 @@ def zero_points(subject: Subject) -> Iterator[Finding]:
 def stored_types(subject: Subject) -> Iterator[Finding]:
     for node in _qdq(subject):
         stored = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-        if stored is not None and stored.dtype is not None and stored.dtype.name not in _STORABLE:
-            fault = f"{node.op_type} of {dtype_name(stored.dtype)}; TensorRT takes FP8, FP4, INT8, UINT8 and INT4"
+        if (
+            stored is None
+            or stored.dtype is None
+            or (stored.dtype.name == "UINT8" and node.op_type == "QuantizeLinear")
+        ):
+            continue  # a UINT8 result may leave the graph
+        if stored.dtype.name not in _STORABLE:
+            fault = f"{node.op_type} of {dtype_name(stored.dtype)}; TensorRT takes FP8, FP4, INT8 and INT4"
             yield Finding("stored-type", node.name or "", fault, "keep biases in the graph's own precision")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import onnx_ir as ir
 
 from reelquant.quant.graph_files import load_graph
-from reelquant.quant.lint import attention_rules, graph_rules, qdq_rules, target_rules
+from reelquant.quant.lint import attention_rules, graph_rules, parser_rules, qdq_rules, target_rules
 from reelquant.quant.lint.finding import Finding, Subject
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.tensorrt.stage import Wanted, engine_profiles
@@ -17,6 +17,13 @@ RULES: dict[str, Callable[[Subject], Iterator[Finding]]] = {
     "operators": graph_rules.operators,
     "mixed types": graph_rules.mixed_types,
     "volumes": graph_rules.volumes,
+    "casts": parser_rules.casts,
+    "dimensions": parser_rules.dimensions,
+    "shapes from data": parser_rules.shapes_from_data,
+    "convolutions": parser_rules.convolutions,
+    "resizes": parser_rules.resizes,
+    "attention operators": parser_rules.attention_operators,
+    "blocks": parser_rules.blocks,
     "scales": qdq_rules.scales,
     "zero points": qdq_rules.zero_points,
     "stored types": qdq_rules.stored_types,
@@ -39,20 +46,21 @@ def lint_bundle(bundle: Bundle, wanted: Wanted) -> dict[str, list[Finding]]:
     found: dict[str, list[Finding]] = {}
     for component, graph, profile in engine_profiles(bundle.manifest, wanted):
         findings = lint(load_graph(bundle.graph(component, graph)), wanted.options.targets, profile.most)
-        if findings:
-            found.setdefault(f"{component}/{graph}", findings)
-    return found
+        known = found.setdefault(f"{component}/{graph}", [])
+        known += [finding for finding in findings if finding not in known]
+    return {name: findings for name, findings in found.items() if findings}
 
 
-def refuse_what_lint_finds(bundle: Bundle, wanted: Wanted) -> None:
-    """Stop before a build that would fail.
+def refuse_what_lint_finds(bundle: Bundle, wanted: Wanted) -> list[str]:
+    """Stop before a build that would fail; return the warnings.
 
     Raises:
         BundleError: a rule is broken; the message names the first, and how many more there are.
     """
-    found = lint_bundle(bundle, wanted)
-    for name, findings in found.items():
-        more = sum(map(len, found.values())) - 1
-        raise BundleError(
-            f"{bundle.path}: {name}: {findings[0]}" + (f" (and {more} more: reelquant lint)" if more else "")
-        )
+    said = [(name, finding) for name, findings in lint_bundle(bundle, wanted).items() for finding in findings]
+    faults = [(name, finding) for name, finding in said if not finding.warning]
+    if faults:
+        name, finding = faults[0]
+        more = f" (and {len(faults) - 1} more: reelquant lint)" if len(faults) > 1 else ""
+        raise BundleError(f"{bundle.path}: {name}: {finding}{more}")
+    return [f"{name}: {finding}" for name, finding in said]

@@ -123,4 +123,5 @@ def _lint(context: click.Context, bundle: Bundle, wanted: Wanted) -> None:
     if check is None:
         click.echo("onnx-ir is not installed, so the builder alone judges the graphs, without lint", err=True)
         return
-    check(bundle, wanted)
+    for warning in check(bundle, wanted):
+        click.echo(warning, err=True)

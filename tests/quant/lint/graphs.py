@@ -80,17 +80,18 @@ class Build:
             return self.op("MatMul", x, self.weight())
         return self.op("MatMul", self.qdq(x, format), self.weight_qdq(format, per_channel=per_channel))
 
-    def nvfp4(self, x: str) -> str:
-        """x times a weight, both in 4 bit: blocks of 16 along the inner side, their scales in FP8."""
+    def nvfp4(self, x: str, block: int = 16) -> str:
+        """x times a weight, both in 4 bit: blocks along the inner side, their scales in FP8."""
         packed = self._rng.integers(0, 256, DIM * DIM // 2, np.uint8).tobytes()
-        weight, whole = f"stored_{len(self._stored)}", self.store(0.01)
+        whole = self.store(0.01)
+        weight = f"stored_{len(self._stored)}"
         self._stored.append(helper.make_tensor(weight, FP4, (DIM, DIM), packed, raw=True))
-        scales = self.op("DequantizeLinear", self.store(np.full((DIM // 16, DIM), 0.5), FP8), whole)
-        weight = self.op("DequantizeLinear", weight, scales, axis=0, block_size=16)
-        to: dict[str, Any] = {"axis": -1, "block_size": 16, "scale_type": FP8}
+        scales = self.op("DequantizeLinear", self.store(np.full((DIM // block, DIM), 0.5), FP8), whole)
+        weight = self.op("DequantizeLinear", weight, scales, axis=0, block_size=block)
+        to: dict[str, Any] = {"axis": -1, "block_size": block, "scale_type": FP8}
         values = self.op("TRT_FP4DynamicQuantize", x, self.store(0.01, FP32), domain="trt", outputs=2, **to)
         scales = self.op("DequantizeLinear", values.replace(":0", ":1"), whole)
-        return self.op("MatMul", self.op("DequantizeLinear", values, scales, axis=-1, block_size=16), weight)
+        return self.op("MatMul", self.op("DequantizeLinear", values, scales, axis=-1, block_size=block), weight)
 
     def heads(self, x: str) -> str:
         shape = self.store([1, self.tokens, HEADS, DIM // HEADS], TensorProto.INT64)
@@ -121,6 +122,14 @@ class Build:
         opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(domain, 1) for domain in sorted(domains))]
         made = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         return shape_inference.infer_shapes(made, strict_mode=False)
+
+    def shaped(self, x: str, *shape: int) -> str:
+        return self.op("Reshape", x, self.store(shape, TensorProto.INT64))
+
+    def number_in(self, x: str) -> str:
+        """An axis or a length that only the data says, INT64 [1]."""
+        largest = self.op("Cast", self.op("ReduceMax", x, keepdims=0), to=TensorProto.INT64)
+        return self.op("Unsqueeze", largest, self.store([0], TensorProto.INT64))
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,24 @@ GOOD = {
     "fp8 weight alone": Case(lambda g: g.op("MatMul", "x", g.weight_qdq(FP8, per_channel=True))),
     "int8 weight alone": Case(lambda g: g.op("MatMul", "x", g.weight_qdq(INT8, per_channel=True))),
     "bf16 linear in fp8": Case(lambda g: g.linear("x", FP8), base=BF16),
+    "a power of another type": Case(lambda g: g.op("Pow", "x", g.store(2, FP32))),
+    "a convolution over three axes": Case(
+        lambda g: g.op("Conv", g.shaped("x", 1, 4, 8, 16, 16), g.weight(shape=(4, 4, 3, 3, 3)))
+    ),
+    "nearest resize of every dimension": Case(
+        lambda g: g.op("Resize", g.shaped("x", 1, 2, 4, 16, 64), "", g.store([2] * 5, FP32), mode="nearest")
+    ),
+    "linear resize of the last three": Case(
+        lambda g: g.op("Resize", g.shaped("x", 1, 2, 4, 16, 64), "", g.store([1, 1, 2, 2, 2], FP32), mode="linear")
+    ),
+    "a shape computed of shapes": Case(
+        lambda g: g.op(
+            "Reshape", "x", g.op("Concat", g.op("Shape", "x", end=1), g.store([-1], TensorProto.INT64), axis=0)
+        )
+    ),
+    "eight dimensions": Case(lambda g: g.shaped("x", 1, 1, 1, 1, 2, 4, 8, 128)),
+    "the operator Attention": Case(lambda g: g.op("Attention", *(g.heads(g.linear("x")) for _ in range(3))), opset=23),
+    "UINT8 as the result": Case(lambda g: g.op("QuantizeLinear", "x", g.store(0.1), g.store(0, UINT8)), result=UINT8),
     "nvfp4 linear on Blackwell": Case(lambda g: g.nvfp4("x"), opset=23, targets=("sm120",)),
     "fp16 attention": Case(lambda g: g.attention("x"), tokens=TOKENS),
     "bf16 attention": Case(lambda g: g.attention("x"), tokens=TOKENS, base=BF16),
@@ -225,6 +252,55 @@ FAULTS = {
     ),
     "FP4 on Ada": _refused("gpu-format", lambda g: g.nvfp4("x"), opset=23),
     "bf16 on Turing": _refused("gpu-format", lambda g: g.linear("x"), base=BF16, targets=("sm75",)),
+    "an operator whose kernel is missing": _refused(
+        "operator", lambda g: g.op("NonZero", "x"), result=TensorProto.INT64
+    ),
+    "a normalization with an fp32 scale": _refused(
+        "mixed-types", lambda g: g.op("LayerNormalization", "x", g.store(np.ones(DIM), FP32))
+    ),
+    "a choice of fp16 or fp32": _refused(
+        "mixed-types", lambda g: g.op("Where", g.op("Greater", "x", g.store(0)), "x", g.store(0, FP32))
+    ),
+    "an fp32 bias of a convolution": _refused(
+        "mixed-types",
+        lambda g: g.op("Conv", g.shaped("x", 1, 4, 16, 128), g.weight(shape=(4, 4, 3, 3)), g.store(np.ones(4), FP32)),
+    ),
+    "a weight in UINT8": _refused("stored-type", lambda g: g.op("MatMul", "x", g.weight_qdq(UINT8))),
+    "UINT8 within the graph": _refused("cast", lambda g: g.op("Cast", g.op("Cast", "x", to=UINT8), to=FP16)),
+    "INT16 within the graph": _refused(
+        "cast", lambda g: g.op("Cast", g.op("Cast", "x", to=TensorProto.INT16), to=FP16)
+    ),
+    "nine dimensions": _refused("dimensions", lambda g: g.shaped("x", 1, 1, 1, 1, 1, 2, 4, 8, 128)),
+    "axes that the data says": _refused("shape-from-data", lambda g: g.op("ReduceSum", "x", g.number_in("x"))),
+    "a length that the data says": _refused("shape-from-data", lambda g: g.op("Expand", "x", g.number_in("x"))),
+    "a slice along an axis that the data says": _refused(
+        "shape-from-data",
+        lambda g: g.op(
+            "Slice", "x", g.store([0], TensorProto.INT64), g.store([8], TensorProto.INT64), g.number_in("x")
+        ),
+    ),
+    "a convolution over four axes": _refused(
+        "convolution", lambda g: g.op("Conv", g.shaped("x", 1, 4, 4, 4, 8, 16), g.weight(shape=(4, 4, 1, 1, 3, 3)))
+    ),
+    "linear resize of four dimensions": _refused(
+        "resize", lambda g: g.op("Resize", g.shaped("x", 1, 4, 16, 128), "", g.store([2] * 4, FP32), mode="linear")
+    ),
+    "cubic resize of three dimensions": _refused(
+        "resize",
+        lambda g: g.op("Resize", g.shaped("x", 1, 4, 16, 128), "", g.store([1, 2, 2, 2], FP32), mode="cubic"),
+    ),
+    "the operator Attention in fp32": _unfused(
+        "attention-operator",
+        lambda g: g.op("Attention", *(g.heads(g.linear("x")) for _ in range(3))),
+        base=FP32,
+        opset=23,
+    ),
+    "the operator Attention with softcap": _refused(
+        "attention-operator",
+        lambda g: g.op("Attention", *(g.heads(g.linear("x")) for _ in range(3)), softcap=30.0),
+        opset=23,
+    ),
+    "FP4 in blocks of 32": _refused("block-size", lambda g: g.nvfp4("x", 32), opset=23, targets=("sm120",)),
     "FP8 on Q and K alone": _unfused("attention-qdq", lambda g: g.attention("x", "qk")),
     "FP8 on Q, K and V alone": _unfused("attention-qdq", lambda g: g.attention("x", "qkv")),
     "FP8 on the softmax alone": _unfused("attention-qdq", lambda g: g.attention("x", "s")),

@@ -49,6 +49,15 @@ def test_what_is_found_is_refused_or_unfused(name: str, tmp_path: Path) -> None:
             build(case, tmp_path)
 
 
+def test_a_tensor_beyond_int32_is_a_warning_for_it_is_built(tmp_path: Path) -> None:
+    rows = 2**31 // (64 * 128) + 1
+    case = Case(lambda g: g.op("Sin", g.op("Expand", "x", g.store([rows, 64, 128], onnx.TensorProto.INT64))))
+    findings = lint(case.model(), case.targets)
+    assert findings and all(found.rule == "volume" and found.warning for found in findings)
+    assert "warning: Sin_" in str(findings[1]) and "2,147,491,840 elements, beyond 2³¹ - 1" in str(findings[1])
+    assert build(case, tmp_path).engine.nbytes > 0
+
+
 def test_the_operators_are_the_parsers() -> None:
     trt = RTX.module()
     logger = trt.Logger(trt.Logger.ERROR)
