@@ -9,9 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from reelquant.runtime import manifest as manifests
-from reelquant.runtime.atomic import partial_file
-from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import engine_module, engine_version, is_compiled
 from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
@@ -49,6 +47,5 @@ def build_bundle(
             record[name] = round(time.monotonic() - began, 3)
             advance()
     engines = {**bundle.manifest.engines, engine: {"version": version, "build_seconds": record}}
-    with partial_file(bundle.path / manifests.FILE) as temporary:
-        temporary.write_text(replace(bundle.manifest, engines=engines).to_json(), encoding="utf-8")
+    write_manifest(bundle.path, replace(bundle.manifest, engines=engines))
     return Bundle.open(bundle.path)

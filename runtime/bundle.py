@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelquant.runtime import manifest as manifests
+from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import FileEntry, Manifest
 
@@ -132,5 +133,10 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest`` into ``folder``; the last thing that is written, since a folder without one is no bundle."""
-    (folder / manifests.FILE).write_text(manifest.to_json(), encoding="utf-8")
+    """Write ``manifest`` into ``folder``; the last thing that is written, since a folder without one is no bundle.
+
+    A signature of the manifest that was there is removed: it would vouch for what it has not seen.
+    """
+    with partial_file(folder / manifests.FILE) as temporary:
+        temporary.write_text(manifest.to_json(), encoding="utf-8")
+        (folder / SIGNATURE).unlink(missing_ok=True)

@@ -11,7 +11,11 @@ import pytest
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import text_storage, trace_component
+from reelquant.quant.quantize import quantize_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+from reelquant.runtime.engines.tensorrt.flavor import RTX
+from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
@@ -45,6 +49,19 @@ def test_a_smaller_text_encoder(
     wanted = Pipeline(exact, "onnxruntime").encode_prompt(PROMPT, guided=False)
     assert relative_l2(embeds["openvino"], embeds["onnxruntime"]) < 1e-5
     assert 1e-4 < relative_l2(embeds["openvino"], wanted) < bound
+
+
+def test_int8_text_beside_16_bit_stays_int8_in_the_engine(demo_bundle: BundleMaker, tmp_path: Path) -> None:
+    exact = demo_bundle("t2v", "fp32")
+    int8 = with_text_weights(exact, "int8", tmp_path / "int8")
+    bundle = quantize_bundle(int8, None, None, tmp_path / "fp16", base="fp16")
+    stored = bundle.manifest.components["text_encoder"].stats["main"]["weight_bytes_by_dtype"]
+    assert stored["INT8"] > 10 * stored["BFLOAT16"]
+    built = build_engines(bundle, RTX, Wanted(options=BuildOptions(("sm89",)), cache=tmp_path / "cache"))
+    (record,) = (e for e in built.manifest.engines[RTX.engine]["engines"] if e["component"] == "text_encoder")
+    assert record["evidence"]["weight_bytes"] < 1.1 * sum(stored.values())
+    found, wanted = (Pipeline(each, "openvino").encode_prompt(PROMPT, guided=False) for each in (bundle, exact))
+    assert relative_l2(found, wanted) < 1.5e-2  # bf16 alone costs 6e-3, INT8 alone 5e-3
 
 
 def test_networks_are_given_up_after_use(demo_bundle: BundleMaker) -> None:

@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reelquant.runtime import manifest as manifests
-from reelquant.runtime.atomic import partial_file
-from reelquant.runtime.bundle import ENGINES, Bundle
+from reelquant.runtime.bundle import ENGINES, Bundle, write_manifest
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engine
 from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes, link_or_copy
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
@@ -171,8 +169,7 @@ def _record(
         "engines": json.loads(json.dumps(list(records))),
     }
     changed = replace(manifest, files={**kept, **files}, engines={**manifest.engines, flavor.engine: record})
-    with partial_file(bundle.path / manifests.FILE) as temporary:
-        temporary.write_text(changed.to_json(), encoding="utf-8")
+    write_manifest(bundle.path, changed)
     for name in old:
         (bundle.path / name).unlink(missing_ok=True)
     return Bundle.open(bundle.path)

@@ -45,7 +45,6 @@ def test_attention_is_fused_and_memory_is_bounded_in_every_precision(transformer
     assert found["fp8"]["weight_bytes"] <= 0.6 * found["fp16"]["weight_bytes"]
 
 
-@pytest.mark.slow
 def test_the_vae_decoder_is_built_whole_and_in_tiles(tmp_path: Path) -> None:
     fp32 = fp32_bundle(tmp_path, "cogvideox-2b-2", VARIANTS["cogvideox-2b"].layers(2), ("vae_decoder",))
     bundle = in_precision(fp32, "fp16", "fp16")

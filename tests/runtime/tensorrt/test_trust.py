@@ -83,6 +83,13 @@ def test_a_signed_bundle_is_loaded_with_its_key_alone(
     assert not is_signed(bundle.path, public)
 
 
+def test_a_bundle_that_is_built_again_loses_its_signature(bundle: Bundle, tmp_path: Path) -> None:
+    private, public = keys(tmp_path, "mine")
+    sign(bundle, private)
+    write_manifest(bundle.path, bundle.manifest)
+    assert not (bundle.path / "manifest.sig").exists() and not is_signed(bundle.path, public)
+
+
 def test_a_spoiled_bundle_is_not_signed(bundle: Bundle, tmp_path: Path) -> None:
     private, _ = keys(tmp_path, "mine")
     (bundle.path / ENGINE).write_bytes(b"edoc")
