@@ -114,7 +114,7 @@ def export_checkpoint(
         plan.calibration.clip_size(defaults, checkpoint.geometry, config, checkpoint.text_tokens)
         data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
     if recipe is None and base == "fp32" and work is None:
-        say(f"trace {source}")
+        say(f"trace {checkpoint.name}")
         bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, plan.text_weights)
         return _built(bundle, plan, say, progress)
     with _work_folder(work, out) as folder:

@@ -1,4 +1,4 @@
-"""What the tests share: the demo checkpoints, and real bundles exported from them once per session."""
+"""What the tests share: the demo checkpoints, and real bundles exported from them once per run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from reelquant.runtime.bundle import Bundle
 
@@ -27,39 +29,39 @@ def demo_bundle() -> BundleMaker:
 
     The traced stage is kept in build/tests and used again while checkpoint, packages and exporter are the same.
     """
-    from reelquant.export.road import ExportPlan, export_checkpoint
-
-    made: dict[tuple[str, str], Bundle] = {}
-
-    def make(task: str, precision: str) -> Bundle:
-        if (task, precision) not in made:
-            plan = ExportPlan(precision, data="demo")
-            out, work = BUILD / f"{task}-{precision}", BUILD / f"work-{task}"
-            made[task, precision] = export_checkpoint(str(CHECKPOINTS / task), out, plan, work, replace=True)
-        return made[task, precision]
-
-    return make
+    return cache(lambda task, precision: _exported(task, precision, f"{task}-{precision}"))
 
 
 @pytest.fixture(scope="session")
 def rtx_bundle() -> BundleMaker:
     """As ``demo_bundle``, with TensorRT-RTX engines for Ada and Blackwell, which build without a GPU."""
-    from reelquant.export.road import ExportPlan, export_checkpoint
     from reelquant.runtime.engines.tensorrt.builder import BuildOptions
     from reelquant.runtime.engines.tensorrt.stage import Wanted
 
-    made: dict[tuple[str, str], Bundle] = {}
-
     def make(task: str, precision: str) -> Bundle:
-        if (task, precision) not in made:
-            gpus = ("sm120",) if precision == "nvfp4" else ("sm89", "sm120")
-            wanted = Wanted(options=BuildOptions(gpus))
-            plan = ExportPlan(precision, "tensorrt-rtx", data="demo", wanted=wanted)
-            out, work = BUILD / f"rtx-{task}-{precision}", BUILD / f"work-{task}"
-            made[task, precision] = export_checkpoint(str(CHECKPOINTS / task), out, plan, work, replace=True)
-        return made[task, precision]
+        gpus = ("sm120",) if precision == "nvfp4" else ("sm89", "sm120")
+        wanted = Wanted(options=BuildOptions(gpus))
+        return _exported(task, precision, f"rtx-{task}-{precision}", engine="tensorrt-rtx", wanted=wanted)
 
-    return make
+    return cache(make)
+
+
+def _exported(task: str, precision: str, name: str, **plan: Any) -> Bundle:
+    """``build/tests/NAME``, made once for all processes of a run; the others wait for it."""
+    from reelquant.export.road import ExportPlan, export_checkpoint
+
+    run, stamp = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())), BUILD / f"{name}.run"
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(BUILD / f"{task}.lock"):  # of all precisions, which share the stages before them
+        if stamp.exists() and stamp.read_text("ascii") == run:
+            return Bundle.open(BUILD / name)
+        stamp.unlink(missing_ok=True)
+        checkpoint, work = str(CHECKPOINTS / task), BUILD / f"work-{task}"
+        bundle = export_checkpoint(
+            checkpoint, BUILD / name, ExportPlan(precision, data="demo", **plan), work, replace=True
+        )
+        stamp.write_text(run, "ascii")
+    return bundle
 
 
 @pytest.fixture(scope="session")

@@ -36,13 +36,15 @@ def transformer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
 def test_attention_is_fused_and_memory_is_bounded_in_every_precision(transformer: Work) -> None:
     work, fp32 = transformer
     found: dict[str, dict[str, Any]] = {}
-    for precision in ("fp16", "bf16", "fp8"):
+    for precision in ("fp16", "bf16", "fp8", "nvfp4"):
         bundle = in_precision(fp32, precision, "fp16")
-        (found[precision],) = build(str(bundle.path), CLIP, "sm89", False, str(work / "cache"))
+        gpu = "sm120" if precision == "nvfp4" else "sm89"
+        (found[precision],) = build(str(bundle.path), CLIP, gpu, False, str(work / "cache"))
     for row in found.values():
         assert row["attention"] == "fused" and row["activation_bytes"] <= 1.2e9
     assert found["fp8"]["activation_bytes"] <= found["fp16"]["activation_bytes"]
     assert found["fp8"]["weight_bytes"] <= 0.6 * found["fp16"]["weight_bytes"]
+    assert found["nvfp4"]["weight_bytes"] <= 0.75 * found["fp8"]["weight_bytes"]
 
 
 def test_the_vae_decoder_is_built_whole_and_in_tiles(tmp_path: Path) -> None:
