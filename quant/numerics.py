@@ -97,6 +97,7 @@ NUMERICS: dict[str, Numerics] = {
     "high": HIGH,
     "int8": Quantized(INT8, weights=PerChannel(axis=1)),
     "fp8": Quantized(FP8_E4M3, weights=PerTensor()),
+    "fp8_per_channel": Quantized(FP8_E4M3, weights=PerChannel(axis=1)),
     "nvfp4": BlockQuantized(FP4_E2M1, Blocked(16)),
     "int8_weight": WeightOnly(INT8, weights=PerChannel(axis=1)),
     "fp8_weight": WeightOnly(FP8_E4M3, weights=PerChannel(axis=1)),
