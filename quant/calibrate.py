@@ -8,12 +8,9 @@ stratified over timestep and over conditional/unconditional by construction.
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +23,7 @@ from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
-from reelquant.runtime.atomic import scratch_folder
+from reelquant.runtime.atomic import link_or_copy, scratch_folder
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
 from reelquant.runtime.engine_memory import ENGINE_MEMORY
@@ -145,7 +142,7 @@ def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
     with scratch_folder(bundle.path, "calibrate") as folder:
         observed = folder / "observed.onnx"
         ir.save(model, observed)
-        _link(path.parent / WEIGHTS, observed.parent / WEIGHTS)
+        link_or_copy(path.parent / WEIGHTS, observed.parent / WEIGHTS)
         if fits((path.parent / WEIGHTS).stat().st_size, engine):
             yield _Recorder(open_plan(engine, observed))
         else:
@@ -157,10 +154,3 @@ def fits(weights: int, engine: str) -> bool:
     """Whether ``engine`` can hold float32 ``weights`` (bytes) in memory here."""
     available = available_memory()
     return available is None or ENGINE_MEMORY[engine].high.weights * weights + _SPARE < available
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

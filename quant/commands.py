@@ -1,4 +1,4 @@
-"""``reelquant calibrate`` and ``reelquant quantize``."""
+"""``reelquant calibrate``, ``reelquant quantize`` and ``reelquant gate``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import click
 from reelquant.quant.calibrate import calibrate as run_calibration
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.gate import gate as run_gate
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
+from reelquant.quant.teacher import record_steps
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown, size_option
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.request import MAX_STEPS
+from reelquant.runtime.request import MAX_STEPS, Request
 
 OUT = click.argument("out", type=click.Path(path_type=Path))
 PROMPTS = click.option(
@@ -100,3 +102,54 @@ def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, replace: bool, 
         click.echo(
             f"{out}: {counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
         )
+
+
+@click.command()
+@BUNDLE
+@click.argument("twin", type=click.Path(path_type=Path))
+@click.option("--data", default="general", show_default=True, help="A set of prompts (and images), by name or folder.")
+@click.option("--prompts", type=click.IntRange(1), default=2, show_default=True, help="Clips.")
+@click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=4, show_default=True, help="Steps of each clip.")
+@click.option("--seed", type=click.IntRange(0), default=1000, show_default=True, help="Other than calibration's.")
+@CLIP_SIZE
+@CLIP_FRAMES
+@ENGINE
+@QUIET
+@JSON
+@click.pass_context
+def gate(
+    context: click.Context,
+    bundle: Path,
+    twin: Path,
+    data: str,
+    prompts: int,
+    steps: int,
+    seed: int,
+    calibration_size: tuple[int, int] | None,
+    calibration_frames: int | None,
+    engine: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Hold BUNDLE, quantized, against TWIN, the fp32 bundle it was made from. Exit code 1 when it is not its twin any more."""
+    teacher, found = Bundle.open(twin), CalibrationData.load(data)
+    images = found.images_for(prompts) if teacher.manifest.task == "i2v" else [None] * prompts
+    height, width = calibration_size or (None, None)
+    requests = [
+        Request(prompt, image, seed=seed + i, steps=steps, frames=calibration_frames, height=height, width=width)
+        for i, (prompt, image) in enumerate(zip(found.first(prompts), images, strict=True))
+    ]
+    with Progress(shown(quiet)) as progress:
+        recorded = record_steps(teacher, requests, engine, progress)
+        verdict = run_gate(Bundle.open(bundle), teacher, recorded, engine, progress)
+    if as_json:
+        print_json(verdict.as_json())
+    else:
+        for fault in verdict.faults:
+            click.echo(fault)
+        said = f"{len(verdict.faults)} faults" if verdict.faults else "passed"
+        click.echo(
+            f"{bundle}: {said}; relative L2 {verdict.worst.rel_l2:.4f}, cosine {verdict.worst.cosine:.5f} at worst "
+            f"over {verdict.steps} steps"
+        )
+    context.exit(1 if verdict.faults else 0)

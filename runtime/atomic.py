@@ -129,3 +129,14 @@ def npy_bytes(array: NDArray[Any]) -> memoryview:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     return buffer.getbuffer()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give ``source`` a second name where the file system can, else copy it: for gigabytes that are never edited."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        with partial_file(target) as temporary:
+            shutil.copyfile(source, temporary)

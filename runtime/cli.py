@@ -18,6 +18,11 @@ COMMANDS = {
     "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
     "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe a bundle's activation ranges."),
     "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
+    "gate": (
+        "reelquant.quant.commands:gate",
+        "export",
+        "Hold a quantized bundle against its fp32 twin, layer by layer.",
+    ),
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -99,17 +98,6 @@ def changed_causes(old: Causes, new: Causes) -> list[str]:
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give ``source`` a second name where the file system can, else copy it: engines are gigabytes, and never edited."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        with partial_file(target) as temporary:
-            shutil.copyfile(source, temporary)
 
 
 def default_folder() -> Path:

@@ -9,9 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from reelquant.runtime.atomic import link_or_copy
 from reelquant.runtime.bundle import ENGINES, Bundle, write_manifest
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engine
-from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes, link_or_copy
+from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.layers import engine_layers

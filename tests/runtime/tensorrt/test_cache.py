@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from reelquant.runtime.atomic import link_or_copy
 from reelquant.runtime.engines.tensorrt.cache import (
     EngineCache,
     cache_key,
     changed_causes,
     default_folder,
-    link_or_copy,
 )
 
 CAUSES: dict[str, Any] = {"graph": "a" * 64, "profile": {"height": [60, 60, 60]}, "targets": ["sm89"], "level": 3}

@@ -1,0 +1,115 @@
+"""Run two graphs of one network side by side, half a block at a time, the second always on the first one's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from reelquant.quant.graph_files import WEIGHTS, load_graph
+from reelquant.quant.linears import Linear, linear_nodes, quantized_source
+from reelquant.quant.numerics import FP8_E4M3, INT8
+from reelquant.quant.segments import segments
+from reelquant.quant.teacher import Difference
+from reelquant.runtime.atomic import link_or_copy, scratch_folder
+from reelquant.runtime.engine import Array, open_plan
+from reelquant.runtime.errors import BundleError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Half a block, or what stands before and after the blocks: the worst difference of what it hands on, over all steps,
+    and of each linear's output, in graph order. ``reach`` is how far a quantized linear's activation could go, as a multiple
+    of the largest that it was: below 1, values were cut off; far above, the steps are coarse.
+    """
+
+    number: int
+    difference: Difference
+    linears: Mapping[str, Difference]
+    reach: Mapping[str, float]
+
+    @property
+    def where(self) -> str:
+        return f"transformer_blocks.{self.number // 2} ({'feed-forward' if self.number % 2 else 'attention'})"
+
+
+def lockstep(teacher: Path, other: Path, samples: Sequence[Mapping[str, Array]], engine: str) -> Iterator[Part]:
+    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``.
+
+    Raises:
+        BundleError: the second is not made from the first: it has other blocks, or hands on other values.
+    """
+    values = [dict(sample) for sample in samples]
+    with scratch_folder(other.parents[1], "lockstep") as folder:
+        sides = {}
+        for side, path in (("teacher", teacher), ("other", other)):
+            (folder / side).mkdir()
+            link_or_copy(path.parent / WEIGHTS, folder / side / WEIGHTS)
+            sides[side] = list(segments(load_graph(path)))
+        if len(sides["teacher"]) != len(sides["other"]):
+            raise BundleError(f"{other} has other blocks than {teacher}, so it is not made from it")
+        for number, models in enumerate(zip(*sides.values(), strict=True)):
+            yield _part(number, dict(zip(sides, models, strict=True)), values, folder, engine)
+
+
+def _part(
+    number: int, models: Mapping[str, ir.Model], values: list[dict[str, Array]], folder: Path, engine: str
+) -> Part:
+    handed_on = [value.name or "" for value in models["teacher"].graph.outputs]
+    linears = {linear.name: linear.node.outputs[0].name or "" for linear in linear_nodes(models["teacher"])}
+    activations = {linear.name: linear.activation for linear in linear_nodes(models["teacher"])}
+    tops = {linear.name: top for linear in linear_nodes(models["other"]) if (top := _top(linear)) is not None}
+    largest = dict.fromkeys(activations.values(), 0.0)
+    plans = {}
+    for side, model in models.items():
+        known = {value.name: value for node in model.graph for value in node.outputs}
+        lacking = {*handed_on, *linears.values()} - known.keys()
+        if lacking:
+            raise BundleError(f"the graph lacks {min(lacking)}, which its teacher has; it is not made from it")
+        for name in [*linears.values(), *(activations.values() if side == "teacher" else ())]:
+            if name in known and not known[name].is_graph_output():
+                model.graph.outputs.append(known[name])
+        path = folder / side / f"{number}.onnx"
+        ir.save(model, path)
+        plans[side] = open_plan(engine, path, lean=True)
+    worst: dict[str, Difference] = {}
+    for sample in values:
+        wanted, found = (plans[side].run(_fed(model, sample)) for side, model in models.items())
+        for name in {*handed_on, *linears.values()}:
+            if wanted[name].dtype.kind == "f":
+                each = Difference.of(found[name], wanted[name])
+                worst[name] = max(worst.get(name, each), each, key=_badness)
+        for name in largest:
+            seen = wanted[name] if name in wanted else sample[name]
+            largest[name] = max(largest[name], float(np.abs(seen).max()))
+        # What the second graph alone hands on is made of the first one's values too: a cast of its own, say.
+        sample.update({name: found[name] for name in found.keys() - wanted.keys()})
+        sample.update({name: wanted[name] for name in handed_on})
+    outer = max((worst[name] for name in handed_on if name in worst), key=_badness)
+    reach = {name: top / max(largest[activations[name]], 1e-30) for name, top in tops.items()}
+    return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach)
+
+
+def _top(linear: Linear) -> float | None:
+    """The largest activation that a quantized linear can take: its scale times the format's largest."""
+    value = linear.node.inputs[0]
+    source = quantized_source(value)
+    producer = source.producer() if source is not None else None
+    if source is None or producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[1] is None:
+        return None
+    scale = producer.inputs[1].const_value
+    format = {ir.DataType.INT8: INT8, ir.DataType.FLOAT8E4M3FN: FP8_E4M3}.get(source.dtype or ir.DataType.FLOAT)
+    return None if scale is None or format is None else float(scale.numpy()) * format.largest
+
+
+def _fed(model: ir.Model, sample: Mapping[str, Array]) -> dict[str, Array]:
+    """What a part reads, in its own precision."""
+    read = {value.name or "": value.dtype for value in model.graph.inputs}
+    return {name: np.asarray(sample[name], dtype.numpy() if dtype else None) for name, dtype in read.items()}
+
+
+def _badness(difference: Difference) -> float:
+    return difference.rel_l2 if difference.finite else float("inf")
