@@ -71,7 +71,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line. Exit codes: 0 done, 1 findings (lint), 2 bad input (one message, no traceback), 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 findings (lint, gate, a black or frozen clip), 2 bad input (one message, no traceback), 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False, obj=HOOKS)

@@ -22,6 +22,7 @@ from PIL import Image, PngImagePlugin
 
 from reelquant.runtime.atomic import npy_bytes, partial_file
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.flaws import flaws
 from reelquant.runtime.images import readable_file
 
 SUFFIXES = (".mp4", ".gif", ".png", ".npy")
@@ -49,6 +50,11 @@ class Clip:
     def sha256(self) -> str:
         """Of the frames' bytes in C order and nothing else: equal for equal pixels, whatever file they came from."""
         return hashlib.sha256(np.ascontiguousarray(self.frames).data).hexdigest()
+
+    @property
+    def flaws(self) -> tuple[str, ...]:
+        """What a broken sampling looks like, as :func:`reelquant.runtime.flaws.flaws` says; usually nothing."""
+        return flaws(self.frames)
 
     def save(self, path: Path) -> None:
         """Write the clip whole or not at all; the suffix chooses the form, and the same clip gives the same bytes.

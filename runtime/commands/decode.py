@@ -15,6 +15,7 @@ from reelquant.runtime.commands.options import (
     THREADS,
     TILED,
     TRUST,
+    end_with_flaws,
     print_json,
     shown,
 )
@@ -36,7 +37,9 @@ from reelquant.runtime.video import check_output
 @TRUST
 @QUIET
 @JSON
+@click.pass_context
 def decode(
+    context: click.Context,
     bundle: Path,
     latents: Path,
     output: Path,
@@ -62,8 +65,10 @@ def decode(
                 "clip": str(output),
                 "frames": len(clip.frames),
                 "seconds": round(seconds, 4),
+                "flaws": clip.flaws,
                 "sha256_frames": clip.sha256,
             }
         )
     else:
         click.echo(f"{output}: {len(clip.frames)} frames, {seconds:.1f} s")
+    end_with_flaws(context, clip.flaws, output)

@@ -18,6 +18,7 @@ from reelquant.runtime.commands.options import (
     THREADS,
     TILED,
     TRUST,
+    end_with_flaws,
     print_json,
     shown,
     size_option,
@@ -60,7 +61,9 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @TRUST
 @QUIET
 @JSON
+@click.pass_context
 def generate(
+    context: click.Context,
     bundle: Path,
     prompt: str,
     output: Path,
@@ -117,11 +120,13 @@ def generate(
                 "seconds": seconds,
                 "device_seconds": device_seconds(engine),
                 "peak_rss_bytes": peak_rss_bytes(),
+                "flaws": clip.flaws,
                 "sha256_frames": clip.sha256,
             }
         )
     else:
         click.echo(f"{output}: {len(clip.frames)} frames, seed {clip.provenance['seed']}, {seconds['total']:.1f} s")
+    end_with_flaws(context, clip.flaws, output)
 
 
 def peak_rss_bytes() -> int:

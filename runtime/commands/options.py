@@ -67,6 +67,17 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, sort_keys=False))
 
 
+def end_with_flaws(context: click.Context, flaws: tuple[str, ...], output: Path) -> None:
+    """A clip that shows nothing, or nothing that moves, is no success: say so, and end with exit code 1."""
+    for flaw in flaws:
+        click.echo(
+            f"{output} is {flaw}: written, but its making most likely broke; try another seed, and if it stays, hold the "
+            "bundle against its fp32 one: reelquant gate",
+            err=True,
+        )
+        context.exit(1)
+
+
 def shown(quiet: bool) -> bool | None:
     """Whether progress is shown: never when quiet, else where stderr is a terminal."""
     return False if quiet else None
