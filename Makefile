@@ -26,7 +26,7 @@ PROMPT_i2v := a blue triangle moves up on a grey background
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9"
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
 $(READY): pyproject.toml constraints.txt

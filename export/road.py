@@ -13,7 +13,7 @@ from reelquant.quant.calibrate import calibrate, hash_prompts
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.lint.run import refuse_what_lint_finds
-from reelquant.quant.quantize import quantize_bundle
+from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.static_shapes import static_copy
@@ -70,7 +70,7 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     base = plan.base or (trained if is_compiled(plan.engine) else "fp32")
     recipe = _recipe(plan.precision)
     if recipe and "fp4" in recipe.formats and (base == "fp32" or not is_compiled(plan.engine)):
-        raise BadInput("TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx --gpu sm120")
+        raise BadInput(FP4_WANTS_16_BIT)
     return base
 
 

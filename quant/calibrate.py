@@ -23,6 +23,7 @@ from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
+from reelquant.quant.watch import sample_watched
 from reelquant.runtime.atomic import link_or_copy, scratch_folder
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
@@ -31,7 +32,6 @@ from reelquant.runtime.errors import BadInput
 from reelquant.runtime.memory import available_memory
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.request import Request
 
 _SPARE = 2 << 30  # for activations and everything else
 
@@ -49,18 +49,13 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     if manifest.defaults.guidance <= 1:
         raise BadInput(f"{bundle.path} has guidance off, so it has no unconditional half to calibrate")
     prompts = data.first(plan.prompts)
-    images = data.images_for(plan.prompts) if manifest.task == "i2v" else [None] * plan.prompts
     size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
+    requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
     pipeline = Pipeline(bundle, plan.engine)
     data.check_tokens(plan.prompts, pipeline.tokenizer)
-    with _observed_transformer(bundle, plan.engine) as recorder:
-        pipeline.replace_transformer(recorder)
-        with progress.stage("calibrate", plan.prompts) as advance:
-            for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-                recorder.prompt = number
-                request = Request(prompt, image, seed=plan.seed + number, steps=plan.steps, **asdict(size))
-                pipeline.sample(request, pipeline.settings(request))
-                advance()
+    recorder = _Recorder()
+    with _observed_transformer(bundle, plan.engine) as transformer:
+        sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
     provenance = Provenance(
         task=manifest.task,
         seed=plan.seed,
@@ -89,33 +84,21 @@ def hash_prompts(prompts: Sequence[str]) -> str:
 
 @dataclass
 class _Recorder:
-    """A transformer plan that keeps its observers' outputs and hands on the rest."""
+    """Takes the observers' outputs out of every run and keeps them."""
 
-    plan: Plan
-    prompt: int = 0
     timestep: list[Array] = field(default_factory=list)
     conditional: list[Array] = field(default_factory=list)
     prompts: list[Array] = field(default_factory=list)
     seen: dict[str, list[Array]] = field(default_factory=dict)
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.plan.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return tuple(name for name in self.plan.outputs if not name.endswith((LOW, HIGH)))
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        results = self.plan.run(feeds)
+    def see(self, clip: int, feeds: Feeds, results: dict[str, Array]) -> None:
         batch = len(feeds["timestep"])
         self.timestep.append(feeds["timestep"])
         self.conditional.append(np.arange(batch) >= batch // 2)  # the unconditional half comes first
-        self.prompts.append(np.full(batch, self.prompt, np.int64))
+        self.prompts.append(np.full(batch, clip, np.int64))
         for name in list(results):
             if name.endswith((LOW, HIGH)):
                 self.seen.setdefault(name, []).append(results.pop(name))
-        return results
 
     def ranges(self, provenance: Provenance) -> Ranges:
         samples = Samples(np.concatenate(self.timestep), np.concatenate(self.conditional), np.concatenate(self.prompts))
@@ -129,7 +112,7 @@ class _Recorder:
 
 
 @contextmanager
-def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
+def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[Plan]:
     """Load the transformer with observers; its graph is rewritten into a scratch folder, its weights are linked.
 
     Where its weights would take most of the memory that is left, it runs one block at a time.
@@ -144,10 +127,10 @@ def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[_Recorder]:
         ir.save(model, observed)
         link_or_copy(path.parent / WEIGHTS, observed.parent / WEIGHTS)
         if fits((path.parent / WEIGHTS).stat().st_size, engine):
-            yield _Recorder(open_plan(engine, observed))
+            yield open_plan(engine, observed)
         else:
             with blockwise(observed, engine) as plan:
-                yield _Recorder(plan)
+                yield plan
 
 
 def fits(weights: int, engine: str) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.request import Request
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -75,6 +77,19 @@ class CalibrationData:
                 "files into its images/ folder, one for each prompt in the order of their names"
             )
         return list(self.images[:count])
+
+    def requests(self, task: str, prompts: int, seed: int, steps: int, size: Size | None = None) -> list[Request]:
+        """One clip for each of the first ``prompts``, with seeds from ``seed`` on; of the bundle's size without ``size``.
+
+        Raises:
+            BadInput: there are fewer prompts, or for image-to-video images.
+        """
+        images = self.images_for(prompts) if task == "i2v" else [None] * prompts
+        sides = asdict(size) if size is not None else {}
+        return [
+            Request(prompt, image, seed=seed + number, steps=steps, **sides)
+            for number, (prompt, image) in enumerate(zip(self.first(prompts), images, strict=True))
+        ]
 
 
 def _built_in() -> dict[str, Path]:

@@ -9,16 +9,19 @@ import click
 from reelquant.quant.calibrate import calibrate as run_calibration
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.gate import check_twins
 from reelquant.quant.gate import gate as run_gate
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
-from reelquant.quant.recipe import Recipe
+from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.teacher import record_steps
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
+from reelquant.runtime.engine import check_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.request import MAX_STEPS, Request
+from reelquant.runtime.request import MAX_STEPS
+from reelquant.runtime.sizes import parse_clip
 
 OUT = click.argument("out", type=click.Path(path_type=Path))
 PROMPTS = click.option(
@@ -88,12 +91,13 @@ def calibrate(
 @BUNDLE
 @click.argument("ranges", type=click.Path(path_type=Path))
 @OUT
-@click.option("--recipe", default="int8", show_default=True, help="int8, fp8, or a .toml file.")
+@click.option("--recipe", default="int8", show_default=True, help=f"{', '.join(built_in_recipes())}, or a .toml file.")
+@click.option("--base", default="fp32", show_default=True, help="What is not quantized computes in: fp32, fp16, bf16.")
 @REPLACE
 @JSON
-def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, replace: bool, as_json: bool) -> None:
+def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, base: str, replace: bool, as_json: bool) -> None:
     """Quantize the transformer of BUNDLE (fp32) with RANGES by a recipe, and write the bundle OUT."""
-    made = quantize_bundle(Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe), out, replace)
+    made = quantize_bundle(Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe), out, replace, base)
     part = made.manifest.components["transformer"]
     counts = part.passes["main"]["insert_qdq"]
     if as_json:
@@ -111,8 +115,7 @@ def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, replace: bool, 
 @click.option("--prompts", type=click.IntRange(1), default=2, show_default=True, help="Clips.")
 @click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=4, show_default=True, help="Steps of each clip.")
 @click.option("--seed", type=click.IntRange(0), default=1000, show_default=True, help="Other than calibration's.")
-@CLIP_SIZE
-@CLIP_FRAMES
+@click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: TWIN's].")
 @ENGINE
 @QUIET
 @JSON
@@ -125,23 +128,18 @@ def gate(
     prompts: int,
     steps: int,
     seed: int,
-    calibration_size: tuple[int, int] | None,
-    calibration_frames: int | None,
+    clip: str | None,
     engine: str,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Hold BUNDLE, quantized, against TWIN, the fp32 bundle it was made from. Exit code 1 when it is not its twin any more."""
-    teacher, found = Bundle.open(twin), CalibrationData.load(data)
-    images = found.images_for(prompts) if teacher.manifest.task == "i2v" else [None] * prompts
-    height, width = calibration_size or (None, None)
-    requests = [
-        Request(prompt, image, seed=seed + i, steps=steps, frames=calibration_frames, height=height, width=width)
-        for i, (prompt, image) in enumerate(zip(found.first(prompts), images, strict=True))
-    ]
+    judged, teacher = Bundle.open(bundle), Bundle.open(twin)
+    check_twins(judged, teacher, check_engine(engine))
+    size = parse_clip(clip) if clip else None
+    requests = CalibrationData.load(data).requests(teacher.manifest.task, prompts, seed, steps, size)
     with Progress(shown(quiet)) as progress:
-        recorded = record_steps(teacher, requests, engine, progress)
-        verdict = run_gate(Bundle.open(bundle), teacher, recorded, engine, progress)
+        verdict = run_gate(judged, teacher, record_steps(teacher, requests, engine, progress), engine, progress)
     if as_json:
         print_json(verdict.as_json())
     else:
@@ -150,6 +148,6 @@ def gate(
         said = f"{len(verdict.faults)} faults" if verdict.faults else "passed"
         click.echo(
             f"{bundle}: {said}; relative L2 {verdict.worst.rel_l2:.4f}, cosine {verdict.worst.cosine:.5f} at worst "
-            f"over {verdict.steps} steps"
+            f"over {len(verdict.runs)} steps"
         )
     context.exit(1 if verdict.faults else 0)

@@ -6,8 +6,9 @@ time, each on the twin's values, says where it was lost: an error that one layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from reelquant.quant.lockstep import Part, lockstep
@@ -54,43 +55,73 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """``faults`` in graph order, the first bad layer first; none for a good bundle. ``worst`` is of whole runs, ``part`` and
-    ``linear`` are the most relative L2 of half a block and of a linear.
-    """
+class Run:
+    """One step of one clip."""
 
-    steps: int
-    worst: Difference
-    part: float
-    linear: float
+    clip: int
+    timestep: int
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``faults`` in graph order, the first bad layer first; none for a good bundle."""
+
+    runs: tuple[Run, ...]
+    parts: tuple[Part, ...]
     limits: Limits
     faults: tuple[Fault, ...]
 
+    @property
+    def worst(self) -> Difference:
+        """The most relative L2 and the least cosine of all runs; of one that is not finite where there is such."""
+        found = [run.difference for run in self.runs]
+        broken = [each for each in found if not each.finite]
+        return broken[0] if broken else Difference(max(f.rel_l2 for f in found), min(f.cosine for f in found))
+
     def as_json(self) -> dict[str, Any]:
+        """What is not finite is null."""
+        linears = [difference.rel_l2 for part in self.parts for difference in part.linears.values()]
         return {
-            "steps": self.steps,
-            "rel_l2": self.worst.rel_l2,
-            "cosine": self.worst.cosine,
-            "part_rel_l2": self.part,
-            "linear_rel_l2": self.linear,
+            "rel_l2": _number(self.worst.rel_l2),
+            "cosine": _number(self.worst.cosine),
+            "part_rel_l2": _most([part.difference.rel_l2 for part in self.parts]),
+            "linear_rel_l2": _most(linears),
+            "reach": _most([reach for part in self.parts for reach in part.reach.values()]),
             "limits": asdict(self.limits),
             "faults": [asdict(fault) for fault in self.faults],
+            "runs": [
+                {
+                    "clip": run.clip,
+                    "timestep": run.timestep,
+                    "rel_l2": _number(run.difference.rel_l2),
+                    "cosine": _number(run.difference.cosine),
+                }
+                for run in self.runs
+            ],
         }
 
 
-def limits_of(bundle: Bundle) -> Limits:
-    """Those of what the bundle's transformer computes in.
+def check_twins(bundle: Bundle, twin: Bundle, engine: str) -> Limits:
+    """See, before any work, that the gate can hold ``bundle`` against ``twin``; return the limits of what it computes in.
 
     Raises:
-        BadInput: it has no limits, being float32 or of a format that no CPU computes.
+        BadInput: it has no limits, being float32 or of a format that no CPU computes, the engine cannot run it, or
+            ``twin`` is not float32 or of another model.
     """
-    stats = bundle.manifest.components["transformer"].stats["main"]
-    stored: Mapping[str, int] = stats["weight_bytes_by_dtype"]
-    quantized = bundle.manifest.quantization is not None
-    formats = {"INT8": "int8", "FLOAT8E4M3FN": "fp8"}
-    name = next((formats[dtype] for dtype in formats if quantized and dtype in stored), bundle.manifest.base)
+    check_base(bundle, engine)
+    ours, theirs = bundle.manifest, twin.manifest
+    if theirs.precision != "fp32":
+        raise BadInput(f"{twin.path} is {theirs.precision}; give the fp32 bundle that {bundle.path} was made from")
+    if (ours.task, ours.transformer) != (theirs.task, theirs.transformer):
+        raise BadInput(
+            f"{bundle.path} and {twin.path} are not of one model; give the fp32 bundle that it was made from"
+        )
+    stored: Mapping[str, int] = ours.components["transformer"].stats["main"]["weight_bytes_by_dtype"]
+    formats = {"INT8": "int8", "FLOAT8E4M3FN": "fp8"} if ours.quantization is not None else {}
+    name = next((format for dtype, format in formats.items() if dtype in stored), ours.base)
     if name not in LIMITS:
-        raise BadInput(f"{bundle.path} is {bundle.manifest.precision}, which loses nothing; give a quantized bundle")
+        raise BadInput(f"{bundle.path} is {ours.precision}, which loses nothing; give a quantized bundle")
     return LIMITS[name]
 
 
@@ -98,30 +129,23 @@ def gate(bundle: Bundle, twin: Bundle, steps: Sequence[Step], engine: str, progr
     """Hold ``bundle`` against ``twin`` on ``steps`` of the twin (:func:`reelquant.quant.teacher.record_steps`).
 
     Raises:
-        BadInput: the bundle has no limits, the engine cannot run it, or it reads what the twin does not.
+        BadInput: as :func:`check_twins`.
         BundleError: a file was changed, or the transformers have different blocks.
     """
-    check_base(bundle, engine)
-    limits = limits_of(bundle)
+    limits = check_twins(bundle, twin, engine)
     with progress.stage("gate", len(steps)) as advance:
         plan = open_graphs(bundle, "transformer", engine, "main")["main"]
-        if missing := sorted(set(plan.inputs) - steps[0].feeds.keys()):
-            raise BadInput(f"{bundle.path} reads {missing[0]}, which {twin.path} does not: it was not made from it")
         runs = []
-        for difference in step_differences(plan, steps):
-            runs.append(difference)
+        for step, difference in zip(steps, step_differences(plan, steps), strict=True):
+            runs.append(Run(step.clip, step.timestep, difference))
             advance()
         del plan
     twin.check_hashes(lambda name: name.startswith("transformer/"))
     paths = (twin.graph("transformer", "main"), bundle.graph("transformer", "main"))
-    parts = list(lockstep(*paths, [step.feeds for step in steps], engine))
-    faults = [fault for part in parts for fault in _of_part(part, limits)]
-    bad = [run for run in runs if not run.finite]
-    worst = bad[0] if bad else Difference(max(run.rel_l2 for run in runs), min(run.cosine for run in runs))
-    faults += _of_run(worst, limits, bundle.manifest.quantization is not None)
-    part = max(each.difference.rel_l2 for each in parts)
-    linear = max(difference.rel_l2 for each in parts for difference in each.linears.values())
-    return Verdict(len(steps), worst, part, linear, limits, tuple(faults))
+    parts = tuple(lockstep(*paths, [step.feeds for step in steps], engine))
+    verdict = Verdict(tuple(runs), parts, limits, tuple(fault for part in parts for fault in _of_part(part, limits)))
+    of_run = _of_run(verdict.worst, limits, bundle.manifest.quantization is not None)
+    return replace(verdict, faults=(*verdict.faults, *of_run))
 
 
 def _of_part(part: Part, limits: Limits) -> list[Fault]:
@@ -151,3 +175,11 @@ def _of_run(worst: Difference, limits: Limits, quantized: bool) -> list[Fault]:
     if quantized and worst.rel_l2 < _LEAST:
         found.append(Fault("transformer", f"it is its twin within {worst.rel_l2:.1e}: nothing was quantized"))
     return found
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _most(values: Sequence[float]) -> float | None:
+    return max((value for value in values if math.isfinite(value)), default=None)

@@ -22,6 +22,9 @@ from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import BASES, Component
 
 QUANTIZED = "transformer"
+FP4_WANTS_16_BIT = (
+    "TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx --gpu sm120, or --base fp16"
+)
 _Passes = Mapping[str, dict[str, Any]]
 
 
@@ -39,8 +42,8 @@ def quantize_bundle(
     encoder in bf16 even if the others are fp16, which T5 overflows.
 
     Raises:
-        BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, the bundle is not fp32, or
-            ``out`` is taken.
+        BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, the bundle is not fp32, FP4
+            has no 16-bit base, or ``out`` is taken.
         BundleError: a file of the bundle was changed, or a weight does not fit the base.
     """
     manifest = bundle.manifest
@@ -48,6 +51,8 @@ def quantize_bundle(
         raise BadInput(f"unknown base precision {base!r}; one of {', '.join(BASES)}")
     if manifest.precision != "fp32":
         raise BadInput(f"{bundle.path} is {manifest.precision}; start from the fp32 bundle that export wrote")
+    if recipe is not None and "fp4" in recipe.formats and base == "fp32":
+        raise BadInput(FP4_WANTS_16_BIT)
     if ranges is not None and ranges.provenance.source_digest != bundle.digest:
         raise BadInput(f"these ranges are not of {bundle.path}; run: reelquant calibrate {bundle.path} RANGES")
     bundle.check_hashes()

@@ -7,10 +7,11 @@ next, so that every step is judged by itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from reelquant.quant.watch import sample_watched
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan
 from reelquant.runtime.graphs import open_graphs
@@ -23,7 +24,7 @@ from reelquant.runtime.request import Request
 class Step:
     """One run of the transformer in a clip: what it was fed, and its velocity float32 [2, …], unconditional half first."""
 
-    prompt: int
+    clip: int
     feeds: Mapping[str, Array]
     velocity: Array
 
@@ -59,14 +60,15 @@ def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progr
         BadInput: a request cannot be met.
     """
     pipeline = Pipeline(bundle, engine)
-    recorder = _Recorder(open_graphs(bundle, "transformer", engine, "main")["main"])
-    pipeline.replace_transformer(recorder)
-    with progress.stage("record", len(requests)) as advance:
-        for number, request in enumerate(requests):
-            recorder.prompt = number
-            pipeline.sample(request, pipeline.settings(request))
-            advance()
-    return recorder.steps
+    plan = open_graphs(bundle, "transformer", engine, "main")["main"]
+    steps: list[Step] = []
+
+    def keep(clip: int, feeds: Feeds, results: dict[str, Array]) -> None:
+        kept = {name: np.array(feeds[name]) for name in plan.inputs}
+        steps.append(Step(clip, kept, np.array(results["velocity"])))
+
+    sample_watched(pipeline, plan, requests, keep, progress, "record")
+    return steps
 
 
 def step_differences(plan: Plan, steps: Sequence[Step]) -> Iterator[Difference]:
@@ -74,26 +76,3 @@ def step_differences(plan: Plan, steps: Sequence[Step]) -> Iterator[Difference]:
     for step in steps:
         found = plan.run({name: step.feeds[name] for name in plan.inputs})["velocity"]
         yield Difference.of(found, step.velocity)
-
-
-@dataclass
-class _Recorder:
-    """A transformer plan that keeps what it is fed and what it answers."""
-
-    plan: Plan
-    prompt: int = 0
-    steps: list[Step] = field(default_factory=list)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.plan.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.plan.outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        kept = {name: np.array(feeds[name]) for name in self.plan.inputs}
-        results = self.plan.run(feeds)
-        self.steps.append(Step(self.prompt, kept, np.array(results["velocity"])))
-        return results

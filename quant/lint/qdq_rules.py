@@ -39,14 +39,10 @@ def zero_points(subject: Subject) -> Iterator[Finding]:
 
 def stored_types(subject: Subject) -> Iterator[Finding]:
     for node in _qdq(subject):
-        stored = node.inputs[0] if node.op_type == "DequantizeLinear" else node.outputs[0]
-        if (
-            stored is None
-            or stored.dtype is None
-            or (stored.dtype.name == "UINT8" and node.op_type == "QuantizeLinear")
-        ):
-            continue  # a UINT8 result may leave the graph
-        if stored.dtype.name not in _STORABLE:
+        read = node.op_type == "DequantizeLinear"
+        stored = node.inputs[0] if read else node.outputs[0]
+        able = _STORABLE if read else _STORABLE | {"UINT8"}  # which may leave a graph, and not be read in it
+        if stored is not None and stored.dtype is not None and stored.dtype.name not in able:
             fault = f"{node.op_type} of {dtype_name(stored.dtype)}; TensorRT takes FP8, FP4, INT8 and INT4"
             yield Finding("stored-type", node.name or "", fault, "keep biases in the graph's own precision")
 
