@@ -15,10 +15,10 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from benchmarks.random_checkpoint import write_checkpoint
@@ -27,11 +27,9 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.graphs import SAMPLES, transformer_inputs
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.quant.blockwise import blockwise
-from reelquant.quant.calibrate import quantizable_values
-from reelquant.quant.graph_files import load_graph
-from reelquant.quant.passes.observe import observe
+from reelquant.quant.calibrate import Recorder, observed_transformer
 from reelquant.quant.quantize import quantize_bundle
-from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
+from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.static_shapes import static_copy
 from reelquant.runtime.bundle import Bundle
@@ -61,23 +59,18 @@ def fp32_bundle(work: Path, name: str, variant: Variant, networks: tuple[str, ..
 def random_ranges(bundle: Bundle) -> Ranges:
     """What the transformer's products are fed when it runs on seeded random inputs, one block in memory at a time."""
     path = bundle.graph("transformer", "main")
-    model = load_graph(path)
-    observe(model, quantizable_values(model))
     observed = path.with_name("observed.onnx")
+    recorder = Recorder()
     try:
-        ir.save(model, observed)
-        feeds = {
-            name: value.numpy() for name, value in transformer_inputs(bundle.manifest.transformer, SAMPLES[1]).items()
-        }
+        ir.save(observed_transformer(bundle), observed)
+        inputs = transformer_inputs(bundle.manifest.transformer, SAMPLES[1])
+        feeds = {name: value.numpy() for name, value in inputs.items()}
         with blockwise(observed, "onnxruntime") as plan:
-            seen = plan.run(feeds)
+            recorder.see(0, feeds, plan.run(feeds))
     finally:
         observed.unlink(missing_ok=True)
-    low = {name.removesuffix(LOW): value.astype(np.float32) for name, value in seen.items() if name.endswith(LOW)}
-    high = {name.removesuffix(HIGH): value.astype(np.float32) for name, value in seen.items() if name.endswith(HIGH)}
-    one = np.zeros(1, np.int64)
     made = Provenance("t2v", 1, 1, "", 1, 9, 64, 32, "onnxruntime", engine_version("onnxruntime"), bundle.digest)
-    return Ranges(made, Samples(one, one > 0, one), low, high)
+    return recorder.ranges(made)
 
 
 def in_precision(fp32: Bundle, precision: str, base: str) -> Bundle:
@@ -87,7 +80,10 @@ def in_precision(fp32: Bundle, precision: str, base: str) -> Bundle:
         if precision in BASES:
             quantize_bundle(fp32, None, None, out, base=precision)
         else:
-            quantize_bundle(fp32, random_ranges(fp32), Recipe.load(precision), out, base=base)
+            recipe = Recipe.load(precision)
+            # An engine and its time are the same however weights are rounded, and GPTQ takes minutes at full depth.
+            recipe = replace(recipe, method=replace(recipe.method, rounding="nearest"))
+            quantize_bundle(fp32, random_ranges(fp32), recipe, out, base=base)
     return Bundle.open(out)
 
 

@@ -11,7 +11,7 @@ from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cann
 from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint, precisions
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, OUT, PROMPTS, REPLACE, SEED, STEPS
+from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, GATE, OUT, PROMPTS, REPLACE, SEED, STEPS
 from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import (
     CACHE,
@@ -66,6 +66,7 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @SEED
 @CLIP_SIZE
 @CLIP_FRAMES
+@GATE
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
 @click.option("--tiled", is_flag=True, help="For clips that are decoded in tiles (TensorRT, --plan).")
@@ -91,6 +92,7 @@ def export(
     seed: int,
     calibration_size: tuple[int, int] | None,
     calibration_frames: int | None,
+    gate: bool,
     work: Path | None,
     only_plan: bool,
     tiled: bool,
@@ -103,7 +105,7 @@ def export(
     wanted = Wanted()
     if is_compiled(check_engine(engine)):
         wanted = Wanted(clips, dynamic, tiled, BuildOptions(parse_targets(gpu, FLAVORS[engine])), cache)
-    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, wanted)
+    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, wanted, gate)
 
     if only_plan:
         _print_plan(checkpoint, out, plan, tiled, as_json)

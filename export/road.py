@@ -17,6 +17,7 @@ from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.static_shapes import static_copy
+from reelquant.quant.teacher import Trial
 from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
@@ -44,6 +45,7 @@ class ExportPlan:
     calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
     base: str | None = None
     wanted: Wanted = field(default_factory=Wanted)
+    gate: bool = True
 
 
 def precisions() -> list[str]:
@@ -127,8 +129,15 @@ def export_checkpoint(
         else:
             ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, say, progress)
             say(f"quantize by recipe {recipe.name}, base {base}")
-            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base)
+            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base, _trial(plan, ranges), progress)
         return _built(bundle, plan, say, progress)
+
+
+def _trial(plan: ExportPlan, ranges: Ranges) -> Trial | None:
+    """On clips of the calibration's size: what this machine could calibrate on, it can judge on."""
+    made = ranges.provenance
+    size = Size(made.frames, made.height, made.width)
+    return Trial(plan.data, size=size, engine=plan.calibration.engine) if plan.gate else None
 
 
 def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:

@@ -8,32 +8,27 @@ stratified over timestep and over conditional/unconditional by construction.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
 
 import numpy as np
 import onnx_ir as ir
 
 from reelquant.quant.attentions import attention_nodes
-from reelquant.quant.blockwise import blockwise
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
-from reelquant.quant.ranges import HIGH, LOW, Provenance, Ranges, Samples
+from reelquant.quant.ranges import CHANNEL, HIGH, HISTOGRAM, LOW, Provenance, Ranges, Samples
+from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.statistics import Channels
 from reelquant.quant.watch import sample_watched
-from reelquant.runtime.atomic import link_or_copy, scratch_folder
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Array, Feeds, Plan, engine_version, open_plan
-from reelquant.runtime.engine_memory import ENGINE_MEMORY
+from reelquant.runtime.engine import Array, Feeds, engine_version
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.memory import available_memory
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
-
-_SPARE = 2 << 30  # for activations and everything else
 
 
 def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, progress: Progress = SILENT) -> Ranges:
@@ -53,8 +48,9 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
     pipeline = Pipeline(bundle, plan.engine)
     data.check_tokens(plan.prompts, pipeline.tokenizer)
-    recorder = _Recorder()
-    with _observed_transformer(bundle, plan.engine) as transformer:
+    recorder = Recorder()
+    weights = bundle.graph("transformer", "main").parent / WEIGHTS
+    with scratch_plan(observed_transformer(bundle), bundle.path, plan.engine, weights) as transformer:
         sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
     provenance = Provenance(
         task=manifest.task,
@@ -83,13 +79,15 @@ def hash_prompts(prompts: Sequence[str]) -> str:
 
 
 @dataclass
-class _Recorder:
-    """Takes the observers' outputs out of every run and keeps them."""
+class Recorder:
+    """Takes the observers' outputs (:func:`observed_transformer`) out of every run and keeps them."""
 
     timestep: list[Array] = field(default_factory=list)
     conditional: list[Array] = field(default_factory=list)
     prompts: list[Array] = field(default_factory=list)
     seen: dict[str, list[Array]] = field(default_factory=dict)
+    totals: dict[str, Array] = field(default_factory=dict)
+    runs: int = 0
 
     def see(self, clip: int, feeds: Feeds, results: dict[str, Array]) -> None:
         batch = len(feeds["timestep"])
@@ -99,41 +97,42 @@ class _Recorder:
         for name in list(results):
             if name.endswith((LOW, HIGH)):
                 self.seen.setdefault(name, []).append(results.pop(name))
+            elif name.endswith(HISTOGRAM) or CHANNEL in name:
+                # Lowest and highest of all runs; sums of everything else.
+                merge = {CHANNEL + "low": np.minimum, CHANNEL + "high": np.maximum}.get(
+                    name[name.rfind("::") :], np.add
+                )
+                found = results.pop(name)
+                self.totals[name] = merge(self.totals[name], found) if name in self.totals else found
+        self.runs += 1
 
     def ranges(self, provenance: Provenance) -> Ranges:
         samples = Samples(np.concatenate(self.timestep), np.concatenate(self.conditional), np.concatenate(self.prompts))
         arrays = {name: np.concatenate(values).astype(np.float32) for name, values in self.seen.items()}
+        histograms = {name.removesuffix(HISTOGRAM): v for name, v in self.totals.items() if name.endswith(HISTOGRAM)}
+        observed = [name.removesuffix(CHANNEL + "mean") for name in self.totals if name.endswith(CHANNEL + "mean")]
         return Ranges(
             provenance,
             samples,
             low={name.removesuffix(LOW): array for name, array in arrays.items() if name.endswith(LOW)},
             high={name.removesuffix(HIGH): array for name, array in arrays.items() if name.endswith(HIGH)},
+            channels={name: self._channels(name, histograms[name]) for name in observed},
+            histograms=histograms,
         )
 
+    def _channels(self, name: str, histogram: Array) -> Channels:
+        low, high, mean, second = (self.totals[f"{name}{CHANNEL}{part.name}"] for part in fields(Channels))
+        rows = histogram.sum() / len(low)  # of all runs: a histogram counts every value
+        return Channels(low, high, (mean / self.runs).astype(np.float32), (second / rows).astype(np.float32))
 
-@contextmanager
-def _observed_transformer(bundle: Bundle, engine: str) -> Iterator[Plan]:
-    """Load the transformer with observers; its graph is rewritten into a scratch folder, its weights are linked.
 
-    Where its weights would take most of the memory that is left, it runs one block at a time.
+def observed_transformer(bundle: Bundle) -> ir.Model:
+    """The transformer's graph with observers.
+
+    Raises:
+        BundleError: a file was changed.
     """
-    path = bundle.graph("transformer", "main")
     bundle.check_hashes(lambda name: name.startswith("transformer/"))
-    model = load_graph(path)
-    observe(model, quantizable_values(model))
-    # Beside the bundle: on the same disk the weights can be linked, and need not be copied.
-    with scratch_folder(bundle.path, "calibrate") as folder:
-        observed = folder / "observed.onnx"
-        ir.save(model, observed)
-        link_or_copy(path.parent / WEIGHTS, observed.parent / WEIGHTS)
-        if fits((path.parent / WEIGHTS).stat().st_size, engine):
-            yield open_plan(engine, observed)
-        else:
-            with blockwise(observed, engine) as plan:
-                yield plan
-
-
-def fits(weights: int, engine: str) -> bool:
-    """Whether ``engine`` can hold float32 ``weights`` (bytes) in memory here."""
-    available = available_memory()
-    return available is None or ENGINE_MEMORY[engine].high.weights * weights + _SPARE < available
+    model = load_graph(bundle.graph("transformer", "main"))
+    observe(model, quantizable_values(model), {linear.activation: linear.shape[0] for linear in linear_nodes(model)})
+    return model

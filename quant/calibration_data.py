@@ -78,6 +78,16 @@ class CalibrationData:
             )
         return list(self.images[:count])
 
+    def last(self, count: int) -> CalibrationData:
+        """The set of the last ``count`` prompts and their images: what a calibration on the first ones did not see.
+
+        Raises:
+            BadInput: there are fewer, or none are wanted.
+        """
+        self.first(count)
+        start = len(self.prompts) - count
+        return CalibrationData(self.name, self.prompts[start:], self.images[start : start + count])
+
     def requests(self, task: str, prompts: int, seed: int, steps: int, size: Size | None = None) -> list[Request]:
         """One clip for each of the first ``prompts``, with seeds from ``seed`` on; of the bundle's size without ``size``.
 

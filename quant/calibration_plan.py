@@ -19,11 +19,13 @@ from reelquant.runtime.sizes import Geometry, Size, checked, smaller_sizes
 class CalibrationPlan:
     """``prompts`` clips of ``steps`` steps each give 2 · prompts · steps samples.
 
+    More prompts are worth more than more steps (``python -m benchmarks.calibration``).
+
     ``size`` (height, width) and ``frames`` are of those clips; without them they are of the bundle's default size.
     """
 
-    prompts: int = 8
-    steps: int = 10
+    prompts: int = 16
+    steps: int = 5
     seed: int = 0
     engine: str = "onnxruntime"
     size: tuple[int, int] | None = None

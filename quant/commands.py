@@ -6,22 +6,29 @@ from pathlib import Path
 
 import click
 
+from reelquant.quant.budget import Budget
 from reelquant.quant.calibrate import calibrate as run_calibration
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.explain import as_json as table_json
+from reelquant.quant.explain import as_table, explain
 from reelquant.quant.gate import check_twins
 from reelquant.quant.gate import gate as run_gate
-from reelquant.quant.quantize import quantize_bundle
+from reelquant.quant.graph_files import load_graph
+from reelquant.quant.quantize import check_sources, quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
-from reelquant.quant.teacher import record_steps
+from reelquant.quant.search import search
+from reelquant.quant.strengths import search_strengths
+from reelquant.quant.teacher import Trial
+from reelquant.runtime.atomic import check_free
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.engine import check_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
-from reelquant.runtime.sizes import parse_clip
+from reelquant.runtime.sizes import Size, parse_clip
 
 OUT = click.argument("out", type=click.Path(path_type=Path))
 PROMPTS = click.option(
@@ -39,6 +46,29 @@ SEED = click.option(
 )
 CLIP_SIZE = size_option("Size of the calibration clips [default: the bundle's].", "--calibration-size")
 CLIP_FRAMES = click.option("--calibration-frames", type=int, help="Their number of frames [default: the bundle's].")
+# Clips that calibration did not see, on which a quantized transformer is judged.
+TRIAL_DATA = click.option(
+    "--data", default=Trial.data, show_default=True, help="A set by name, or a folder; its last prompts are tried."
+)
+TRIAL_PROMPTS = click.option(
+    "--prompts", type=click.IntRange(1), default=Trial.prompts, show_default=True, help="Clips that are tried."
+)
+TRIAL_STEPS = click.option(
+    "--steps", type=click.IntRange(1, MAX_STEPS), default=Trial.steps, show_default=True, help="Steps of each of them."
+)
+TRIAL_SEED = click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=Trial.seed,
+    show_default=True,
+    help="Their seed, other than calibration's.",
+)
+GATE = click.option(
+    "--gate/--no-gate",
+    default=True,
+    show_default=True,
+    help="Refuse a transformer that lost too much (reelquant gate).",
+)
 REPLACE = click.option("--replace", is_flag=True, help="Replace OUT when it exists, once the new one is whole.")
 
 
@@ -93,28 +123,88 @@ def calibrate(
 @OUT
 @click.option("--recipe", default="int8", show_default=True, help=f"{', '.join(built_in_recipes())}, or a .toml file.")
 @click.option("--base", default="fp32", show_default=True, help="What is not quantized computes in: fp32, fp16, bf16.")
+@click.option("--budget", metavar="LIMIT", help="Leave high what it takes: rel_l2<=0.02, size<=900MB or seconds<=1.5.")
+@click.option("--search-strength", is_flag=True, help="Search the balancing strength of every layer first.")
+@click.option("--explain", "explained", is_flag=True, help="Print every linear: numerics, why, measured error.")
+@GATE
+@TRIAL_DATA
+@TRIAL_PROMPTS
+@TRIAL_STEPS
+@TRIAL_SEED
+@click.option("--engine", default=Trial.engine, show_default=True, metavar="NAME", help="What runs these clips.")
 @REPLACE
+@QUIET
 @JSON
-def quantize(bundle: Path, ranges: Path, out: Path, recipe: str, base: str, replace: bool, as_json: bool) -> None:
-    """Quantize the transformer of BUNDLE (fp32) with RANGES by a recipe, and write the bundle OUT."""
-    made = quantize_bundle(Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe), out, replace, base)
-    part = made.manifest.components["transformer"]
+def quantize(
+    bundle: Path,
+    ranges: Path,
+    out: Path,
+    recipe: str,
+    base: str,
+    budget: str | None,
+    search_strength: bool,
+    explained: bool,
+    gate: bool,
+    data: str,
+    prompts: int,
+    steps: int,
+    seed: int,
+    engine: str,
+    replace: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Quantize the transformer of BUNDLE (fp32) with RANGES by a recipe, see what it lost, and write the bundle OUT.
+
+    OUT/recipe.toml is the recipe, as a budget or a search made it.
+    """
+    wanted = Budget.parse(budget) if budget else None
+    source, seen, chosen = Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe)
+    made = seen.provenance
+    trial = Trial(data, prompts, steps, seed, Size(made.frames, made.height, made.width), check_engine(engine))
+    check_free(out, replace)
+    with Progress(shown(quiet)) as progress:
+        if wanted or search_strength:
+            check_sources(source, seen)
+            recorded = trial.record(source, progress)
+            if search_strength:
+                chosen = search_strengths(source, seen, chosen, recorded, engine, progress)
+            if wanted:
+                found = search(source, seen, chosen, wanted, recorded, engine, base, progress)
+                chosen = found.recipe
+        result = quantize_bundle(source, seen, chosen, out, replace, base, trial if gate else None, progress)
+    quantization = result.manifest.quantization
+    assert quantization is not None
+    part, verdict = result.manifest.components["transformer"], quantization["gate"]
     counts = part.passes["main"]["insert_qdq"]
+    errors = verdict["linears"] if verdict else {}
+    lines = explain(load_graph(source.graph("transformer", "main")), chosen, quantization["skipped"], errors)
     if as_json:
-        print_json({"path": str(out), "recipe": recipe, **counts, "stats": part.stats["main"]})
-    else:
-        click.echo(
-            f"{out}: {counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
+        facts = {"recipe": chosen.name, **counts, "stats": part.stats["main"], "gate": verdict}
+        if wanted:
+            facts["budget"] = {"limit": str(wanted), "rel_l2": found.rel_l2, "high": found.high, "alone": found.errors}
+        print_json(
+            {"path": str(out), **facts, "linears": table_json(lines)} if explained else {"path": str(out), **facts}
         )
+        return
+    if explained:
+        click.echo(as_table(lines))
+    if wanted:
+        click.echo(
+            f"{wanted}: {len(found.high)} of {len(found.errors)} products left high; relative L2 {found.rel_l2:.5f}"
+        )
+    lost = f"relative L2 {verdict['rel_l2']:.4f} at worst over {len(verdict['runs'])} steps" if verdict else "not gated"
+    fates = f"{counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
+    click.echo(f"{out}: {fates}; {lost}")
 
 
 @click.command()
 @BUNDLE
 @click.argument("twin", type=click.Path(path_type=Path))
-@click.option("--data", default="general", show_default=True, help="A set of prompts (and images), by name or folder.")
-@click.option("--prompts", type=click.IntRange(1), default=2, show_default=True, help="Clips.")
-@click.option("--steps", type=click.IntRange(1, MAX_STEPS), default=4, show_default=True, help="Steps of each clip.")
-@click.option("--seed", type=click.IntRange(0), default=1000, show_default=True, help="Other than calibration's.")
+@TRIAL_DATA
+@TRIAL_PROMPTS
+@TRIAL_STEPS
+@TRIAL_SEED
 @click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: TWIN's].")
 @ENGINE
 @QUIET
@@ -137,9 +227,9 @@ def gate(
     judged, teacher = Bundle.open(bundle), Bundle.open(twin)
     check_twins(judged, teacher, check_engine(engine))
     size = parse_clip(clip) if clip else None
-    requests = CalibrationData.load(data).requests(teacher.manifest.task, prompts, seed, steps, size)
+    trial = Trial(data, prompts, steps, seed, size, engine)
     with Progress(shown(quiet)) as progress:
-        verdict = run_gate(judged, teacher, record_steps(teacher, requests, engine, progress), engine, progress)
+        verdict = run_gate(judged, teacher, trial.record(teacher, progress), engine, progress)
     if as_json:
         print_json(verdict.as_json())
     else:

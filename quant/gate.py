@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.lockstep import Part, lockstep
+from reelquant.quant.scratch_plan import scratch_plan
 from reelquant.quant.teacher import Difference, Step, step_differences
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.graphs import check_base, open_graphs
+from reelquant.runtime.graphs import check_base
 from reelquant.runtime.progress import SILENT, Progress
 
 
@@ -38,6 +41,7 @@ LIMITS = {
     "bf16": Limits(0.08, 0.04, 0.04, 0.996, 4.0),
     "int8": Limits(0.10, 0.07, 0.20, 0.995, 4.0),
     "fp8": Limits(0.15, 0.12, 0.27, 0.99, 4.0),
+    "int4": Limits(0.30, 0.25, 0.60, 0.96, 4.0),
 }
 # A quantized run that is closer than this to its twin was not quantized.
 _LEAST = 1e-4
@@ -89,6 +93,9 @@ class Verdict:
             "linear_rel_l2": _most(linears),
             "reach": _most([reach for part in self.parts for reach in part.reach.values()]),
             "limits": asdict(self.limits),
+            "linears": {
+                name: _number(difference.rel_l2) for part in self.parts for name, difference in part.linears.items()
+            },
             "faults": [asdict(fault) for fault in self.faults],
             "runs": [
                 {
@@ -117,12 +124,17 @@ def check_twins(bundle: Bundle, twin: Bundle, engine: str) -> Limits:
         raise BadInput(
             f"{bundle.path} and {twin.path} are not of one model; give the fp32 bundle that it was made from"
         )
-    stored: Mapping[str, int] = ours.components["transformer"].stats["main"]["weight_bytes_by_dtype"]
-    formats = {"INT8": "int8", "FLOAT8E4M3FN": "fp8"} if ours.quantization is not None else {}
-    name = next((format for dtype, format in formats.items() if dtype in stored), ours.base)
-    if name not in LIMITS:
+    limits = limits_of(ours.components["transformer"].stats["main"] if ours.quantization is not None else {}, ours.base)
+    if limits is None:
         raise BadInput(f"{bundle.path} is {ours.precision}, which loses nothing; give a quantized bundle")
-    return LIMITS[name]
+    return limits
+
+
+def limits_of(stats: Mapping[str, Any], base: str) -> Limits | None:
+    """The limits of a graph with these :func:`reelquant.quant.stats.graph_stats`: of the coarsest format it holds."""
+    stored: Mapping[str, int] = stats.get("weight_bytes_by_dtype", {})
+    formats = {"INT4": "int4", "FLOAT8E4M3FN": "fp8", "INT8": "int8"}
+    return LIMITS.get(next((format for dtype, format in formats.items() if dtype in stored), base))
 
 
 def gate(bundle: Bundle, twin: Bundle, steps: Sequence[Step], engine: str, progress: Progress = SILENT) -> Verdict:
@@ -133,19 +145,41 @@ def gate(bundle: Bundle, twin: Bundle, steps: Sequence[Step], engine: str, progr
         BundleError: a file was changed, or the transformers have different blocks.
     """
     limits = check_twins(bundle, twin, engine)
-    with progress.stage("gate", len(steps)) as advance:
-        plan = open_graphs(bundle, "transformer", engine, "main")["main"]
-        runs = []
+    for each in (bundle, twin):
+        each.check_hashes(lambda name: name.startswith("transformer/"))
+    other, teacher = (each.graph("transformer", "main") for each in (bundle, twin))
+    return judge(other, teacher, limits, bundle.manifest.quantization is not None, steps, engine, progress)
+
+
+def judge(
+    other: Path,
+    teacher: Path,
+    limits: Limits,
+    quantized: bool,
+    steps: Sequence[Step],
+    engine: str,
+    progress: Progress = SILENT,
+) -> Verdict:
+    """Hold the graph ``other`` against ``teacher``, ONNX files whose weights lie beside them. A ``quantized`` one must differ.
+
+    Raises:
+        BundleError: the graphs have different blocks.
+    """
+    runs = []
+    with (
+        progress.stage("gate", len(steps)) as advance,
+        scratch_plan(load_graph(other), other.parents[1], engine, other.parent / WEIGHTS) as plan,
+    ):
         for step, difference in zip(steps, step_differences(plan, steps), strict=True):
             runs.append(Run(step.clip, step.timestep, difference))
             advance()
-        del plan
-    twin.check_hashes(lambda name: name.startswith("transformer/"))
-    paths = (twin.graph("transformer", "main"), bundle.graph("transformer", "main"))
-    parts = tuple(lockstep(*paths, [step.feeds for step in steps], engine))
-    verdict = Verdict(tuple(runs), parts, limits, tuple(fault for part in parts for fault in _of_part(part, limits)))
-    of_run = _of_run(verdict.worst, limits, bundle.manifest.quantization is not None)
-    return replace(verdict, faults=(*verdict.faults, *of_run))
+    parts = []
+    with progress.stage("gate, layer by layer") as advance:
+        for part in lockstep(teacher, other, [step.feeds for step in steps], engine):
+            parts.append(part)
+            advance()
+    verdict = Verdict(tuple(runs), tuple(parts), limits, tuple(f for part in parts for f in _of_part(part, limits)))
+    return replace(verdict, faults=(*verdict.faults, *_of_run(verdict.worst, limits, quantized)))
 
 
 def _of_part(part: Part, limits: Limits) -> list[Fault]:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 WEIGHTS = "weights.safetensors"
 _LEAST_BYTES = 512  # smaller tensors (scales, shapes) stay in the ONNX file
 _PAGE = 4096
+_PACKED = (ir.DataType.FLOAT4E2M1, ir.DataType.INT4)  # two values in a byte, which NumPy has not
 _DTYPES = {
     ir.DataType.FLOAT: "F32",
     ir.DataType.FLOAT16: "F16",
@@ -25,6 +26,7 @@ _DTYPES = {
     ir.DataType.FLOAT8E4M3FN: "F8_E4M3",
     ir.DataType.FLOAT4E2M1: "F4",
     ir.DataType.INT8: "I8",
+    ir.DataType.INT4: "U8",  # safetensors has no INT4: its bytes, two values in each
     ir.DataType.UINT8: "U8",
     ir.DataType.INT32: "I32",
     ir.DataType.INT64: "I64",
@@ -92,7 +94,7 @@ def map_weights(model: ir.Model) -> None:
     """
     for value in model.graph.initializers.values():
         tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and tensor.location == WEIGHTS:
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location == WEIGHTS and tensor.dtype not in _PACKED:
             value.const_value = ir.LazyTensor(
                 partial(_mapped, tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name or ""
             )
@@ -120,7 +122,7 @@ class WeightsFile:
             tensor = tensors[name]
             header[name] = {
                 "dtype": _DTYPES[tensor.dtype],
-                "shape": [int(dim) for dim in tensor.shape.numpy()],
+                "shape": [tensor.nbytes] if tensor.dtype == ir.DataType.INT4 else list(map(int, tensor.shape.numpy())),
                 "data_offsets": [end, end + tensor.nbytes],
             }
             end += tensor.nbytes
@@ -140,7 +142,7 @@ class WeightsFile:
                 if tensor is not None:
                     file.seek(self.places[name][0])
                     # A view, not tobytes(), which would copy the largest weights once more.
-                    packed = tensor.dtype == ir.DataType.FLOAT4E2M1
+                    packed = tensor.dtype in _PACKED
                     values = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
                     file.write(tensor.tobytes() if packed else values)
 

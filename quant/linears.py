@@ -38,6 +38,25 @@ def linear_nodes(model: ir.Model) -> list[Linear]:
     return [linear for linear in found if linear is not None]
 
 
+def bias_of(linear: Linear) -> tuple[ir.Node | None, int]:
+    """The node and the number of its input that adds ``linear``'s bias: its own, or an Add after it; None without one."""
+    if linear.node.op_type == "Gemm":
+        bias = linear.node.inputs[2] if len(linear.node.inputs) > 2 else None
+        return (linear.node, 2) if bias is not None and bias.is_initializer() else (None, 0)
+    users = list(linear.node.outputs[0].uses())
+    if len(users) == 1 and users[0].node.op_type == "Add":
+        bias = users[0].node.inputs[1 - users[0].idx]
+        if bias is not None and bias.is_initializer():
+            return users[0].node, 1 - users[0].idx
+    return None, 0
+
+
+def output_of(linear: Linear) -> ir.Value:
+    """The product with its bias, where it has one. Quantizing may move a part of the product into the bias."""
+    node, _ = bias_of(linear)
+    return (node or linear.node).outputs[0]
+
+
 def quantized_source(value: ir.Value | None) -> ir.Value | None:
     """What a DequantizeLinear makes ``value`` from: an initializer or a QuantizeLinear's output. None without one."""
     producer = value.producer() if value is not None else None

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from reelquant.quant.graph_files import WEIGHTS, load_graph
-from reelquant.quant.linears import Linear, linear_nodes, quantized_source
+from reelquant.quant.linears import Linear, linear_nodes, output_of, quantized_source
 from reelquant.quant.numerics import FP8_E4M3, INT8
 from reelquant.quant.segments import segments
 from reelquant.quant.teacher import Difference
@@ -22,7 +22,7 @@ from reelquant.runtime.errors import BundleError
 @dataclass(frozen=True)
 class Part:
     """Half a block, or what stands before and after the blocks: the worst difference of what it hands on, over all steps,
-    and of each linear's output, in graph order. ``reach`` is how far a quantized linear's activation could go, as a multiple
+    and of each linear's output with its bias, in graph order. ``reach`` is how far a quantized linear's activation could go, as a multiple
     of the largest that it was: below 1, values were cut off; far above, the steps are coarse.
     """
 
@@ -59,17 +59,16 @@ def _part(
     number: int, models: Mapping[str, ir.Model], values: list[dict[str, Array]], folder: Path, engine: str
 ) -> Part:
     handed_on = [value.name or "" for value in models["teacher"].graph.outputs]
-    linears = {linear.name: linear.node.outputs[0].name or "" for linear in linear_nodes(models["teacher"])}
-    activations = {linear.name: linear.activation for linear in linear_nodes(models["teacher"])}
-    tops = {linear.name: top for linear in linear_nodes(models["other"]) if (top := _top(linear)) is not None}
-    largest = dict.fromkeys(activations.values(), 0.0)
+    linears = {linear.name: output_of(linear).name or "" for linear in linear_nodes(models["teacher"])}
+    scales = {linear.name: scale for linear in linear_nodes(models["other"]) if (scale := _scale(linear)) is not None}
+    largest = {read: 0.0 for read, _ in scales.values()}
     plans = {}
     for side, model in models.items():
         known = {value.name: value for node in model.graph for value in node.outputs}
         lacking = {*handed_on, *linears.values()} - known.keys()
         if lacking:
             raise BundleError(f"the graph lacks {min(lacking)}, which its teacher has; it is not made from it")
-        for name in [*linears.values(), *(activations.values() if side == "teacher" else ())]:
+        for name in [*linears.values(), *(largest if side == "other" else ())]:
             if name in known and not known[name].is_graph_output():
                 model.graph.outputs.append(known[name])
         path = folder / side / f"{number}.onnx"
@@ -82,27 +81,27 @@ def _part(
             if wanted[name].dtype.kind == "f":
                 each = Difference.of(found[name], wanted[name])
                 worst[name] = max(worst.get(name, each), each, key=_badness)
-        for name in largest:
-            seen = wanted[name] if name in wanted else sample[name]
-            largest[name] = max(largest[name], float(np.abs(seen).max()))
+        for name, most in list(largest.items()):
+            largest[name] = max(most, float(np.abs(found[name] if name in found else sample[name]).max()))
         # What the second graph alone hands on is made of the first one's values too: a cast of its own, say.
         sample.update({name: found[name] for name in found.keys() - wanted.keys()})
         sample.update({name: wanted[name] for name in handed_on})
     outer = max((worst[name] for name in handed_on if name in worst), key=_badness)
-    reach = {name: top / max(largest[activations[name]], 1e-30) for name, top in tops.items()}
+    reach = {name: top / max(largest[read], 1e-30) for name, (read, top) in scales.items()}
     return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach)
 
 
-def _top(linear: Linear) -> float | None:
-    """The largest activation that a quantized linear can take: its scale times the format's largest."""
-    value = linear.node.inputs[0]
-    source = quantized_source(value)
+def _scale(linear: Linear) -> tuple[str, float] | None:
+    """What a quantized linear's QuantizeLinear reads, and the largest that it can take: its scale times the format's."""
+    source = quantized_source(linear.node.inputs[0])
     producer = source.producer() if source is not None else None
-    if source is None or producer is None or producer.op_type != "QuantizeLinear" or producer.inputs[1] is None:
+    if source is None or producer is None or producer.op_type != "QuantizeLinear":
         return None
-    scale = producer.inputs[1].const_value
+    read, scale = producer.inputs[:2]
     format = {ir.DataType.INT8: INT8, ir.DataType.FLOAT8E4M3FN: FP8_E4M3}.get(source.dtype or ir.DataType.FLOAT)
-    return None if scale is None or format is None else float(scale.numpy()) * format.largest
+    if read is None or scale is None or scale.const_value is None or format is None:
+        return None
+    return read.name or "", float(scale.const_value.numpy()) * format.largest
 
 
 def _fed(model: ir.Model, sample: Mapping[str, Array]) -> dict[str, Array]:

@@ -23,6 +23,8 @@ class Format:
 INT8 = Format("int8", np.dtype(np.int8), 127.0)
 # The largest finite value of E4M3 "fn" (OCP OFP8, table 1): 1.75 · 2⁸. It has no infinity.
 FP8_E4M3 = Format("fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
+# ±7, for the same reason as INT8's ±127.
+INT4 = Format("int4", np.dtype(ml_dtypes.int4), 7.0)
 # 4 bit: ±{0, ½, 1, 1½, 2, 3, 4, 6} (OCP MX, table 5).
 FP4_E2M1 = Format("fp4", np.dtype(ml_dtypes.float4_e2m1fn), 6.0)
 
@@ -43,7 +45,7 @@ class PerChannel:
 class Blocked:
     """One scale per ``size`` neighbours along the summed axis: a weight [K, N] has scales [K / size, N].
 
-    Block scales are themselves E4M3, under one scale for the whole tensor (NVFP4: NVIDIA's PTX ISA, mxf4nvf4).
+    NVFP4's are themselves E4M3, under one scale for the whole tensor (NVIDIA's PTX ISA, mxf4nvf4).
     """
 
     size: int
@@ -73,10 +75,14 @@ class Quantized:
 
 @dataclass(frozen=True)
 class WeightOnly:
-    """The weight is stored in 8 bit and multiplied in the graph's own precision: half the bytes, exact activations."""
+    """The weight is stored in 8 or 4 bit and multiplied in the graph's own precision: fewer bytes, exact activations.
+
+    For who is bound by memory: the work stays what it was. Engines that have a product for it (ONNX Runtime's MatMulNBits,
+    OpenVINO's compressed weights) find it in DequantizeLinear before MatMul.
+    """
 
     format: Format
-    weights: Granularity
+    weights: Granularity | Blocked
 
 
 @dataclass(frozen=True)
@@ -100,5 +106,6 @@ NUMERICS: dict[str, Numerics] = {
     "fp8_per_channel": Quantized(FP8_E4M3, weights=PerChannel(axis=1)),
     "nvfp4": BlockQuantized(FP4_E2M1, Blocked(16)),
     "int8_weight": WeightOnly(INT8, weights=PerChannel(axis=1)),
+    "int4_weight": WeightOnly(INT4, weights=Blocked(64)),
     "fp8_weight": WeightOnly(FP8_E4M3, weights=PerChannel(axis=1)),
 }

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reelquant.quant.numerics import Format, Granularity, PerChannel
+from reelquant.quant.numerics import Blocked, Format, Granularity, PerChannel
 
 Floats = NDArray[np.float32]
 
@@ -35,12 +35,15 @@ def scale_from_absmax(absmax: ArrayLike, format: Format) -> Floats:
     return np.asarray(np.where(maxima > 0, scales, np.float32(1)), dtype=np.float32)
 
 
-def weight_scales(weight: NDArray[Any], format: Format, granularity: Granularity) -> Floats:
-    """Scales of a weight [K, N]: per tensor → [], per channel on axis 1 → [N], on axis 0 → [K].
+def weight_scales(weight: NDArray[Any], format: Format, granularity: Granularity | Blocked) -> Floats:
+    """Scales of a weight [K, N]: per tensor → [], per channel on axis 1 → [N], on axis 0 → [K], in blocks → [K / size, N].
 
     Raises:
         ValueError: the weight has an infinity or a NaN.
     """
+    if isinstance(granularity, Blocked):
+        weight = weight.reshape(-1, granularity.size, weight.shape[1])
+        return scale_from_absmax(np.maximum(weight.max(axis=1), -weight.min(axis=1)), format)
     # max(-min, max) needs no copy of the weight, unlike max(abs).
     axes = None
     if isinstance(granularity, PerChannel):
@@ -51,12 +54,12 @@ def weight_scales(weight: NDArray[Any], format: Format, granularity: Granularity
 def quantize(values: NDArray[Any], scale: Floats, format: Format, axis: int = 0) -> NDArray[Any]:
     """Finite values [...] → ``format.dtype`` [...]: ``values / scale``, rounded half to even, saturated at ±largest.
 
-    A scale [C] runs along ``axis``; a scale [] serves every value. Engines saturate INT8 at -128 instead of -127; only
+    A scale [C] runs along ``axis``; a scale [] serves every value; scales [K / size, N] those of [K, N] in blocks. Engines saturate INT8 at -128 instead of -127; only
     an activation below its calibrated range can tell.
     """
     with np.errstate(over="ignore"):  # beyond float32 is beyond ±largest too
-        steps: Floats = np.asarray(values / _along(scale, axis, values.ndim), dtype=np.float32)
-    if format.dtype.kind == "i":
+        steps: Floats = np.asarray(values / _along(scale, axis, values.shape), dtype=np.float32)
+    if format.name.startswith("int"):  # ml_dtypes' int4 is of no kind that NumPy knows
         np.rint(steps, out=steps)
     # E4M3 too: a cast of ml_dtypes turns overflow into NaN.
     np.clip(steps, -format.largest, format.largest, out=steps)
@@ -64,15 +67,17 @@ def quantize(values: NDArray[Any], scale: Floats, format: Format, axis: int = 0)
 
 
 def dequantize(quantized: NDArray[Any], scale: Floats, axis: int = 0) -> Floats:
-    """``quantized * scale`` as float32 [...]; a scale [C] runs along ``axis``."""
-    return np.asarray(quantized.astype(np.float32) * _along(scale, axis, quantized.ndim), dtype=np.float32)
+    """``quantized * scale`` as float32 [...]; scales as for :func:`quantize`."""
+    return np.asarray(quantized.astype(np.float32) * _along(scale, axis, quantized.shape), dtype=np.float32)
 
 
-def _along(scale: Floats, axis: int, rank: int) -> Floats:
-    """Scale [C] → [1, …, C, …, 1] of ``rank`` dimensions; a scale [] stays."""
+def _along(scale: Floats, axis: int, shape: tuple[int, ...]) -> Floats:
+    """Scale [C] → [1, …, C, …, 1] of as many dimensions as ``shape``; blocks' → one for each row; a scale [] stays."""
     if scale.ndim == 0:
         return scale
-    return scale.reshape([-1 if i == axis else 1 for i in range(rank)])
+    if scale.ndim == 2:
+        return np.repeat(scale, shape[0] // scale.shape[0], axis=0)
+    return scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
 def representable(scales: Floats, base: str) -> Floats:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from reelquant.quant.gate import judge, limits_of
 from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
 from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.stats import graph_stats
-from reelquant.runtime.atomic import partial_folder
+from reelquant.quant.teacher import Trial
+from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.errors import BadInput
+from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.manifest import BASES, Component
+from reelquant.runtime.progress import SILENT, Progress
 
 QUANTIZED = "transformer"
+RECIPE = "recipe.toml"  # in the bundle: what it was quantized by
 FP4_WANTS_16_BIT = (
     "TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx --gpu sm120, or --base fp16"
 )
@@ -35,8 +39,13 @@ def quantize_bundle(
     out: Path,
     replace_out: bool = False,
     base: str = "fp32",
+    trial: Trial | None = None,
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Write ``out``: the bundle with its transformer in the recipe's numerics, and all else in ``base``.
+
+    With a ``trial`` the quantized transformer is first held against the bundle's on these clips (:mod:`reelquant.quant.gate`);
+    the verdict and its limits stand in the manifest. TensorRT's FP4 is not, since no CPU computes it.
 
     Without a recipe (and ranges) only the base changes. In a 16-bit base every network computes in 16 bit; the text
     encoder in bf16 even if the others are fp16, which T5 overflows.
@@ -45,16 +54,14 @@ def quantize_bundle(
         BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, the bundle is not fp32, FP4
             has no 16-bit base, or ``out`` is taken.
         BundleError: a file of the bundle was changed, or a weight does not fit the base.
+        AccuracyError: the gate refuses what came out; nothing is written.
     """
     manifest = bundle.manifest
     if base not in BASES:
         raise BadInput(f"unknown base precision {base!r}; one of {', '.join(BASES)}")
-    if manifest.precision != "fp32":
-        raise BadInput(f"{bundle.path} is {manifest.precision}; start from the fp32 bundle that export wrote")
+    check_sources(bundle, ranges)
     if recipe is not None and "fp4" in recipe.formats and base == "fp32":
         raise BadInput(FP4_WANTS_16_BIT)
-    if ranges is not None and ranges.provenance.source_digest != bundle.digest:
-        raise BadInput(f"these ranges are not of {bundle.path}; run: reelquant calibrate {bundle.path} RANGES")
     bundle.check_hashes()
     changed = set(manifest.components) if base != "fp32" else {QUANTIZED}
     quantization = None
@@ -65,11 +72,13 @@ def quantize_bundle(
             models = {graph: _mapped(bundle.graph(name, graph)) for graph in manifest.components[name].graphs}
             passes: dict[str, dict[str, Any]] = {graph: {} for graph in models}
             if name == QUANTIZED and recipe is not None and ranges is not None:
-                report = insert_qdq(models["main"], ranges, recipe, base)
+                report = insert_qdq(models["main"], ranges, recipe, base, progress)
                 if not report.quantized and not report.weight_only:
                     raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
                 passes["main"]["insert_qdq"] = report.counts()
-                quantization = _quantization(bundle, ranges, recipe, report)
+                verdict = _gated(bundle, models["main"], folder, recipe, trial, progress)
+                quantization = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
+                (folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             if base != "fp32":
                 for graph, model in models.items():
                     passes[graph]["to_16bit"] = to_16bit(model, "bf16" if name == "text_encoder" else base)
@@ -88,6 +97,43 @@ def quantize_bundle(
             ),
         )
     return Bundle.open(out)
+
+
+def check_sources(bundle: Bundle, ranges: Ranges | None) -> None:
+    """Raises:
+    BadInput: the bundle is not fp32, or the ranges are of another bundle.
+    """
+    if bundle.manifest.precision != "fp32":
+        precision = bundle.manifest.precision
+        raise BadInput(f"{bundle.path} is {precision}; start from the fp32 bundle that export wrote")
+    if ranges is not None and ranges.provenance.source_digest != bundle.digest:
+        raise BadInput(f"these ranges are not of {bundle.path}; run: reelquant calibrate {bundle.path} RANGES")
+
+
+def _gated(
+    bundle: Bundle, model: ir.Model, folder: Path, recipe: Recipe, trial: Trial | None, progress: Progress
+) -> dict[str, Any] | None:
+    """What the gate says of ``model``: quantized, and what is not is still in fp32, which every CPU engine computes.
+
+    Raises:
+        AccuracyError: it refuses.
+    """
+    if trial is None or "fp4" in recipe.formats:
+        return None
+    steps = trial.record(bundle, progress)
+    with scratch_folder(folder, "gate") as scratch:
+        save_graphs(scratch / QUANTIZED, {"main": model})
+        limits = limits_of(graph_stats(model), "fp32")
+        assert limits is not None  # something is quantized
+        twin = bundle.graph(QUANTIZED, "main")
+        verdict = judge(scratch / QUANTIZED / "main.onnx", twin, limits, True, steps, trial.engine, progress)
+    if verdict.faults:
+        more = f" (and {len(verdict.faults) - 1} faults more)" if len(verdict.faults) > 1 else ""
+        raise AccuracyError(
+            f"recipe {recipe.name} costs {bundle.path} too much. {verdict.faults[0]}{more}; keep such layers high, give a "
+            "--budget, or write the bundle without the gate: --no-gate"
+        )
+    return {**verdict.as_json(), "trial": {**asdict(trial), "data": Path(trial.data).name}}
 
 
 def _mapped(path: Path) -> ir.Model:
@@ -111,6 +157,7 @@ def _quantization(bundle: Bundle, ranges: Ranges, recipe: Recipe, report: QdqRep
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest,
         "rules": [[rule.match, rule.numerics] for rule in recipe.rules],
+        "method": asdict(recipe.method),
         "ranges_sha256": ranges.digest,
         "ranges": ranges.summary,
         "source_bundle": bundle.digest,

@@ -1,4 +1,5 @@
-"""Ranges: what calibration saw. The lowest and highest value of every observed tensor, sample by sample.
+"""Ranges: what calibration saw. The lowest and highest value of every observed tensor, sample by sample; and over all
+samples the magnitudes of its values, and of what linears read the statistics of every channel.
 
 A sample is one row of the batch of one forward: one prompt, at one timestep, with or without its text.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from reelquant.quant.statistics import BINS, Channels
 from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.errors import BundleError
 
 # A tensor's name and one of these: the outputs of an observed graph, and the keys of ranges.safetensors.
-LOW, HIGH = "::low", "::high"
+LOW, HIGH, HISTOGRAM, CHANNEL = "::low", "::high", "::histogram", "::channel_"
 _SAMPLE = "sample::"
-_VERSION = 2  # 2: attentions too
+_VERSION = 3  # 2: attentions too; 3: histograms and channels
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Samples:
 
 @dataclass(frozen=True, eq=False)
 class Ranges:
-    """``low`` and ``high``: tensor name → float32 [samples].
+    """``low`` and ``high``: tensor name → float32 [samples]. ``channels`` and ``histograms`` (int64, as
+    :mod:`reelquant.quant.statistics` bins them) are of some of these tensors or of none; recipes say which they need.
 
     Raises:
         BundleError: arrays that do not fit each other, or a value that is infinite or NaN.
@@ -67,6 +70,8 @@ class Ranges:
     samples: Samples
     low: Mapping[str, NDArray[np.float32]]
     high: Mapping[str, NDArray[np.float32]]
+    channels: Mapping[str, Channels] = field(default_factory=dict)
+    histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, kind in (("timestep", "int64"), ("conditional", "bool"), ("prompt", "int64")):
@@ -86,6 +91,10 @@ class Ranges:
                     f"range of {tensor} is infinite, not a number, or upside down; "
                     "see that the graph runs without overflow, and calibrate again"
                 )
+        if unknown := (self.channels.keys() | self.histograms.keys()) - self.low.keys():
+            raise BundleError(f"channels or a histogram of {min(unknown)}, which has no range")
+        for tensor, histogram in self.histograms.items():
+            _check_array(f"histogram of {tensor}", histogram, "int64", BINS)
 
     def absmax(self, tensor: str) -> float:
         """The largest magnitude of ``tensor`` over all samples.
@@ -106,10 +115,10 @@ class Ranges:
 
     @property
     def digest(self) -> str:
-        """sha256 of the provenance and of every array with its name, dtype and length."""
+        """sha256 of the provenance and of every array with its name, dtype and shape."""
         digest = hashlib.sha256(json.dumps(asdict(self.provenance), sort_keys=True).encode())
         for key, array in sorted(self._arrays().items()):
-            digest.update(f"\n{key} {array.dtype} {len(array)}\n".encode())
+            digest.update(f"\n{key} {array.dtype} {'x'.join(map(str, array.shape))}\n".encode())
             digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
         return digest.hexdigest()
 
@@ -146,7 +155,15 @@ class Ranges:
             samples = Samples(*(arrays.pop(_SAMPLE + name) for name in Samples.__dataclass_fields__))
             low = {key.removesuffix(LOW): arrays.pop(key) for key in list(arrays) if key.endswith(LOW)}
             high = {key.removesuffix(HIGH): arrays.pop(key) for key in list(arrays) if key.endswith(HIGH)}
-            ranges = cls(Provenance(**facts["provenance"]), samples, low, high)
+            histograms = {
+                key.removesuffix(HISTOGRAM): arrays.pop(key) for key in list(arrays) if key.endswith(HISTOGRAM)
+            }
+            first = CHANNEL + fields(Channels)[0].name
+            channels = {
+                name: Channels(*(arrays.pop(f"{name}{CHANNEL}{part.name}") for part in fields(Channels)))
+                for name in [key.removesuffix(first) for key in arrays if key.endswith(first)]
+            }
+            ranges = cls(Provenance(**facts["provenance"]), samples, low, high, channels, histograms)
             if arrays or ranges.digest != facts["digest"]:
                 raise BundleError("its content does not match its digest; copy it again, or calibrate again")
         except BundleError as error:
@@ -161,6 +178,9 @@ class Ranges:
         }
         arrays |= {tensor + LOW: array for tensor, array in self.low.items()}
         arrays |= {tensor + HIGH: array for tensor, array in self.high.items()}
+        arrays |= {tensor + HISTOGRAM: array for tensor, array in self.histograms.items()}
+        for tensor, channels in self.channels.items():
+            arrays |= {f"{tensor}{CHANNEL}{part.name}": getattr(channels, part.name) for part in fields(Channels)}
         return {key: np.ascontiguousarray(array) for key, array in arrays.items()}
 
 

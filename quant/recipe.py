@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reelquant.quant.method import PLAIN, Method, check_strength
 from reelquant.quant.numerics import HIGH, NUMERICS, High, Numerics
 from reelquant.runtime.errors import BadInput
 
@@ -23,11 +24,14 @@ _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 class Rule:
     """Linears and attentions whose name matches the glob ``match`` get ``NUMERICS[numerics]``.
 
-    ``{last}`` in it stands for the number of the last transformer block.
+    ``{last}`` in it stands for the number of the last transformer block. ``strength`` is that of their balancing, instead
+    of the recipe's; ``why`` is for people.
     """
 
     match: str
     numerics: str
+    strength: float | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Recipe:
     name: str
     description: str
     rules: tuple[Rule, ...]
+    method: Method = PLAIN
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -62,7 +67,7 @@ class Recipe:
     def parse(cls, text: str, where: str = "recipe") -> Recipe:
         """Read a recipe from TOML text; ``where`` is what errors call it.
 
-        ``extends = "fp8"`` puts that recipe's rules before its own.
+        ``extends = "fp8"`` puts that recipe's rules before its own, and takes its method unless it has its own.
 
         Raises:
             BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or INT8 beside FP8 or FP4.
@@ -72,25 +77,36 @@ class Recipe:
         except tomllib.TOMLDecodeError as error:
             raise BadInput(f"{where} is not valid TOML: {error}") from error
         inherited: tuple[Rule, ...] = ()
+        method = PLAIN
         if isinstance(table.get("extends"), str):
-            inherited = cls.load(table.pop("extends")).rules
+            parent = cls.load(table.pop("extends"))
+            inherited, method = parent.rules, parent.method
+        if "method" in table:
+            method = Method.parse(table.pop("method"), where)
         _check_keys(table, {"name": str, "description": str, "rules": list}, where)
         if not table["rules"]:
             raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
         own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
         rules = (*inherited, *own)
-        recipe = cls(table["name"], table["description"], rules)
-        if "int8" in recipe.formats and len(recipe.formats) > 1:
-            others = " and ".join(sorted(recipe.formats - {"int8"}))
+        recipe = cls(table["name"], table["description"], rules, method)
+        if "int8" in recipe.formats and recipe.formats - {"int8", "int4"}:
+            others = " and ".join(sorted(recipe.formats - {"int8", "int4"}))
             raise BadInput(f"{where} names int8 beside {others}, which no engine holds together; choose one")
         return recipe
 
     def resolve(self, node_name: str) -> Numerics:
         """The numerics of one node: those of the last rule that matches its name, else ``HIGH``."""
-        for rule in reversed(self.rules):
-            if fnmatchcase(node_name, rule.match):
-                return NUMERICS[rule.numerics]
-        return HIGH
+        rule = self.rule_of(node_name)
+        return NUMERICS[rule.numerics] if rule else HIGH
+
+    def rule_of(self, node_name: str) -> Rule | None:
+        """The last rule that matches the name."""
+        return next((rule for rule in reversed(self.rules) if fnmatchcase(node_name, rule.match)), None)
+
+    def method_of(self, node_name: str) -> Method:
+        """The recipe's method, with the strength of the node's rule where that has one."""
+        rule = self.rule_of(node_name)
+        return self.method if rule is None or rule.strength is None else replace(self.method, strength=rule.strength)
 
     @property
     def formats(self) -> set[str]:
@@ -103,7 +119,7 @@ class Recipe:
         numbers = [int(found[1]) for found in map(_BLOCK.match, nodes) if found]
         last = str(max(numbers, default=0))
         return replace(
-            self, rules=tuple(Rule(rule.match.replace("{last}", last), rule.numerics) for rule in self.rules)
+            self, rules=tuple(replace(rule, match=rule.match.replace("{last}", last)) for rule in self.rules)
         )
 
     def check(self, nodes: Collection[str], linears: Collection[str], attentions: Collection[str] = ()) -> None:
@@ -125,20 +141,41 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """sha256 of the rules in order: what the recipe does, not how it is described."""
-        rules = [[rule.match, rule.numerics] for rule in self.rules]
-        return hashlib.sha256(json.dumps(rules, ensure_ascii=False).encode()).hexdigest()
+        """sha256 of the rules in order and of the method: what the recipe does, not how it is described."""
+        does = [[[rule.match, rule.numerics, rule.strength] for rule in self.rules], asdict(self.method)]
+        return hashlib.sha256(json.dumps(does, ensure_ascii=False).encode()).hexdigest()
+
+    def to_toml(self) -> str:
+        """As :meth:`parse` reads it."""
+        method = {key: value for key, value in asdict(self.method).items() if value is not None}
+        lines = [f"name = {json.dumps(self.name)}", f"description = {json.dumps(self.description)}"]
+        lines += [f"method = {_table(method)}", "", "rules = ["]
+        for rule in self.rules:
+            lines.append(
+                f"    {_table({key: value for key, value in asdict(rule).items() if value not in (None, '')})},"
+            )
+        return "\n".join([*lines, "]", ""])
 
 
 def built_in_recipes() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
+def _table(entries: Mapping[str, Any]) -> str:
+    """TOML's inline table; its texts, numbers and truths are written as JSON's."""
+    return "{ " + ", ".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in entries.items()) + " }"
+
+
 def _rule(entry: Any, where: str) -> Rule:
+    strength, why = (entry.pop("strength", None), entry.pop("why", "")) if isinstance(entry, dict) else (None, "")
+    if strength is not None:
+        check_strength(strength, where)
+    if not isinstance(why, str):
+        raise BadInput(f"{where}: why must be a text")
     _check_keys(entry, {"match": str, "numerics": str}, where)
     if entry["numerics"] not in NUMERICS:
         raise BadInput(f"{where}: unknown numerics {entry['numerics']!r}; one of {', '.join(NUMERICS)}")
-    return Rule(entry["match"], entry["numerics"])
+    return Rule(entry["match"], entry["numerics"], strength, why)
 
 
 def _check_keys(table: Any, keys: dict[str, type], where: str) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from reelquant.quant.attentions import Attention, attention_nodes
 from reelquant.quant.linears import DYNAMIC, Linear, linear_nodes, quantized_source
 
-_FP4 = ir.DataType.FLOAT4E2M1
+_FP4, _INT4 = ir.DataType.FLOAT4E2M1, ir.DataType.INT4
 _EIGHT_BIT = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
 
 
@@ -47,9 +47,11 @@ def is_quantized(linear: Linear) -> bool:
 
 
 def is_weight_only(linear: Linear) -> bool:
-    """Whether the node reads DQ(8-bit initializer) and an activation without Q/DQ."""
+    """Whether the node reads DQ(initializer of 8 or 4 bit) and an activation without Q/DQ."""
     activation, weight = (quantized_source(value) for value in linear.node.inputs[:2])
-    return activation is None and weight is not None and weight.is_initializer() and weight.dtype in _EIGHT_BIT
+    return (
+        activation is None and weight is not None and weight.is_initializer() and weight.dtype in (*_EIGHT_BIT, _INT4)
+    )
 
 
 def is_quantized_attention(attention: Attention) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.watch import sample_watched
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Feeds, Plan
@@ -18,6 +19,7 @@ from reelquant.runtime.graphs import open_graphs
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
+from reelquant.runtime.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,32 @@ class Difference:
     @property
     def finite(self) -> bool:
         return bool(np.isfinite(self.rel_l2) and np.isfinite(self.cosine))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The clips on which a quantized transformer is tried: the last ``prompts`` of ``data``, ``steps`` steps each.
+
+    ``size`` is theirs, without it the bundle's.
+    """
+
+    data: str = "general"
+    prompts: int = 2
+    steps: int = 4
+    seed: int = 1000
+    size: Size | None = None
+    engine: str = "onnxruntime"
+
+    def requests(self, task: str) -> list[Request]:
+        """Raises:
+        BadInput: too few prompts or images.
+        """
+        held_out = CalibrationData.load(self.data).last(self.prompts)
+        return held_out.requests(task, self.prompts, self.seed, self.steps, self.size)
+
+    def record(self, bundle: Bundle, progress: Progress = SILENT) -> list[Step]:
+        """Every run of ``bundle``'s transformer in these clips (:func:`record_steps`)."""
+        return record_steps(bundle, self.requests(bundle.manifest.task), self.engine, progress)
 
 
 def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progress: Progress = SILENT) -> list[Step]:

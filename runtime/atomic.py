@@ -41,6 +41,18 @@ def partial_file(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_free(path: Path, replace: bool = False) -> None:
+    """See that a folder can be made at ``path``, before the work whose result it is.
+
+    Raises:
+        BadInput: it is a file, or a folder that is not empty and not to be replaced.
+    """
+    if path.exists() and not path.is_dir():
+        raise BadInput(f"{path} is a file where a folder is to be made; choose another name")
+    if path.exists() and not replace and any(path.iterdir()):
+        raise BadInput(f"{path} exists and is not empty; choose another name or remove it first")
+
+
 @contextmanager
 def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling folder of ``path``; on success every file is synced and it takes the name.
@@ -50,10 +62,7 @@ def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         BadInput: ``path`` exists and is not to be replaced, cannot be written, or the disk is full.
     """
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{path} is a file where a folder is to be made; choose another name")
-    if path.exists() and not replace and any(path.iterdir()):
-        raise BadInput(f"{path} exists and is not empty; choose another name or remove it first")
+    check_free(path, replace)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:

@@ -19,7 +19,7 @@ Capture = pytest.CaptureFixture[str]
     [
         (
             "--precision int4",
-            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, int8, int8-ends-high, nvfp4, or a recipe file (.toml)",
+            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or a recipe file (.toml)",
         ),
         ("--precision none.toml", "cannot read the recipe none.toml"),
         ("--engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
@@ -51,7 +51,7 @@ Capture = pytest.CaptureFixture[str]
         ),
         ("--precision fp16 --engine tensorrt-rtx", "--gpu current is the GPU of this machine, and there is no NVIDIA"),
         ("--precision fp16 --engine tensorrt-rtx --gpu sm89 --clip 9x33x32", "height 33 is not a positive multiple"),
-        ("--precision int8", "calibration data general has 0 images for 8 prompts; put PNG"),
+        ("--precision int8", "calibration data general has 0 images for 16 prompts; put PNG"),
     ],
 )
 @pytest.mark.parametrize("kept", [False, True])

@@ -50,7 +50,9 @@ def test_the_good_requests_that_the_bad_ones_differ_from(
     ran = run(capfd, "generate", t2v, PROMPT, "-o", tmp_path / "a.mp4", "--json")
     assert (ran.code, ran.err) == (0, "") and json.loads(ran.out)["frames"] == 9 and (tmp_path / "a.mp4").is_file()
     (tmp_path / "tiny.toml").write_text(RECIPE)
-    ran = run(capfd, "quantize", t2v, ranges, tmp_path / "out", "--recipe", tmp_path / "tiny.toml", "--json")
+    ran = run(
+        capfd, "quantize", t2v, ranges, tmp_path / "out", "--recipe", tmp_path / "tiny.toml", "--no-gate", "--json"
+    )
     assert (ran.code, ran.err) == (0, "") and json.loads(ran.out)["quantized"] == 1
     assert run(capfd, "verify", tmp_path / "out").code == 0
 
@@ -205,7 +207,7 @@ def test_places_that_are_no_bundles(tmp_path: Path, capfd: Capture) -> None:
     [
         (
             "--recipe int7",
-            "unknown recipe 'int7'; one of fp8, fp8-ends-high, int8, int8-ends-high, nvfp4, or the path of a .toml file",
+            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or the path of a .toml file",
         ),
         ("--recipe none.toml", "cannot read the recipe none.toml"),
         ("--recipe int8", "matches no linear of this graph; its linears are transformer_blocks.0.attn1.to_q"),
@@ -243,7 +245,7 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
         ("--steps 0", "Invalid value for '--steps': 0 is not in the range 1<=x<=1000."),
         ("--seed -1", "Invalid value for '--seed': -1 is not in the range x>=0."),
         ("--data demo --engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
-        ("--data general", "general has 0 images for 8 prompts; put PNG, JPEG or WebP files into its images/ folder"),
+        ("--data general", "general has 0 images for 16 prompts; put PNG, JPEG or WebP files into its images/ folder"),
     ],
 )
 def test_calibrate(options: str, message: str, i2v: Path, tmp_path: Path, capfd: Capture) -> None:

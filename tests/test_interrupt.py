@@ -85,7 +85,16 @@ def calibrate(place: Path) -> list[object]:
 
 
 def quantize(place: Path) -> list[object]:
-    return ["quantize", place / "t2v", place / "ranges", place / "out", "--recipe", place / "tiny.toml", "--replace"]
+    return [
+        "quantize",
+        place / "t2v",
+        place / "ranges",
+        place / "out",
+        "--recipe",
+        place / "tiny.toml",
+        "--replace",
+        "--no-gate",
+    ]
 
 
 def build(place: Path) -> list[object]:

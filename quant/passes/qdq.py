@@ -1,19 +1,23 @@
 """Q/DQ pairs and 8-bit weights in a graph: each scale, zero point, weight and pair is made once.
 
-    x → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← 8-bit weight
+    x (→ Mul → Add, where it is balanced) → QuantizeLinear → DequantizeLinear → MatMul ← DequantizeLinear ← 8-bit weight
 
 Nothing stands between DequantizeLinear and MatMul, or engines would not fuse the two into an 8-bit product.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.linears import Linear
-from reelquant.quant.numerics import Format, Granularity, PerChannel, PerTensor
-from reelquant.quant.primitives import Floats, quantize, representable, weight_scales
+from reelquant.quant.balance import Balance
+from reelquant.quant.linears import Linear, bias_of
+from reelquant.quant.numerics import Blocked, Format, Granularity, PerChannel, PerTensor
+from reelquant.quant.primitives import Floats, dequantize, quantize, representable, weight_scales
+from reelquant.quant.treatment import Treatment
 from reelquant.runtime.errors import BundleError
 
 
@@ -26,8 +30,10 @@ class QdqInserter:
 
     def __init__(self, graph: ir.Graph, base: str) -> None:
         self.graph, self._base = graph, base
-        self._pairs: dict[tuple[str, Format], ir.Value] = {}
-        self._weights: dict[tuple[str, Format, Granularity], ir.Value] = {}
+        self._pairs: dict[tuple[str, Format, Balance | None], ir.Value] = {}
+        self._weights: dict[
+            tuple[str, Format, Granularity | Blocked, Treatment | None], tuple[ir.Value, Floats | None]
+        ] = {}
         self.blocked: dict[str, ir.Value] = {}
         self.replaced: set[str] = set()
 
@@ -40,26 +46,50 @@ class QdqInserter:
         """``scales`` as the base can hold them."""
         return representable(scales, self._base)
 
-    def activation(self, node: ir.Node, index: int, name: str, scale: Floats, format: Format) -> None:
-        """Let input ``index`` of ``node`` be read through Q/DQ; its value is called ``name``."""
-        key = (name, format)
+    def matrix(self, linear: Linear) -> Floats:
+        """The weight of ``linear`` as [K, N].
+
+        Raises:
+            BundleError: it has no values.
+        """
+        source = self.graph.initializers[linear.weight].const_value
+        if source is None:
+            raise BundleError(f"{linear.weight} has no values; give the traced graph its weights before quantizing it")
+        return _oriented(source.numpy(), linear)
+
+    def activation(
+        self, node: ir.Node, index: int, name: str, scale: Floats, format: Format, balance: Balance | None = None
+    ) -> None:
+        """Let input ``index`` of ``node`` be read through Q/DQ, balanced first if need be; its value is called ``name``."""
+        key = (name, format, balance)
         if key not in self._pairs:
             value = node.inputs[index]
             assert value is not None
-            self._pairs[key] = self._pair(value, f"{name}_{format.name}", scale, format, node)
+            same = sum(other[:2] == key[:2] for other in self._pairs)
+            stored = f"{name}_{format.name}" + (f"_{same}" if same else "")
+            if balance is not None:
+                value = self._balanced(value, stored, balance, node)
+            self._pairs[key] = self._pair(value, stored, scale, format, node)
         node.replace_input_with(index, self._pairs[key])
 
-    def weight(self, linear: Linear, format: Format, granularity: Granularity) -> None:
-        """Let ``linear`` read its weight in 8 bit; ``granularity`` speaks of a weight [K, N]."""
-        if linear.transposed and isinstance(granularity, PerChannel):
-            granularity = PerChannel(1 - granularity.axis)
-        key = (linear.weight, format, granularity)
+    def weight(
+        self, linear: Linear, format: Format, granularity: Granularity | Blocked, treatment: Treatment | None = None
+    ) -> None:
+        """Let ``linear`` read its weight in 8 bit; ``granularity`` speaks of a weight [K, N].
+
+        With a ``treatment`` the weight is balanced and rounded as that says, and the bias takes what the shift and the
+        mean of the rounding's errors come to.
+        """
+        key = (linear.weight, format, granularity, treatment)
         if key not in self._weights:
-            self._weights[key] = self._weight(linear, format, granularity)
-        linear.node.replace_input_with(1, self._weights[key])
+            self._weights[key] = self._weight(linear, format, granularity, treatment)
+        weight, correction = self._weights[key]
+        linear.node.replace_input_with(1, weight)
+        if correction is not None:
+            self._add_to_bias(linear, correction, format)
 
     def remove_unused_weights(self) -> None:
-        for name in {name for name, _, _ in self._weights} | self.replaced:
+        for name in {name for name, *_ in self._weights} | self.replaced:
             if not self.graph.initializers[name].uses():
                 del self.graph.initializers[name]
 
@@ -74,33 +104,86 @@ class QdqInserter:
         self.graph.insert_before(reader, [quantizer, dequantizer])
         return again
 
-    def _weight(self, linear: Linear, format: Format, granularity: Granularity) -> ir.Value:
-        """8-bit weight → DQ, placed before ``linear``, the first of its readers."""
-        source = self.graph.initializers[linear.weight].const_value
-        if source is None:
-            raise BundleError(f"{linear.weight} has no values; give the traced graph its weights before quantizing it")
-        matrix = source.numpy()
+    def _balanced(self, value: ir.Value, name: str, balance: Balance, reader: ir.Node) -> ir.Value:
+        """x · 1/s - c/s, before ``reader``: one pass over the tensor, which engines join with Q."""
+        for operator, what, numbers in (
+            ("Mul", "balance", 1 / balance.scale),
+            ("Add", "shift", -balance.shift / balance.scale),
+        ):
+            result = ir.val(f"{name}_{what}d", ir.DataType.FLOAT, value.shape)
+            factor = self.store(f"{name}_{what}", numbers.astype(np.float32))
+            self.graph.insert_before(reader, ir.node(operator, [value, factor], outputs=[result], name=result.name))
+            value = result
+        return value
+
+    def _weight(
+        self, linear: Linear, format: Format, granularity: Granularity | Blocked, treatment: Treatment | None
+    ) -> tuple[ir.Value, Floats | None]:
+        """8-bit weight → DQ, placed before ``linear``, the first of its readers; and what its bias has to take."""
+        original = self.matrix(linear)
+        matrix = original
         try:
+            if treatment is not None:
+                matrix = treatment.weight(matrix)
             scales = representable(weight_scales(matrix, format, granularity), self._base)
         except ValueError as error:
             raise BundleError(f"cannot quantize {linear.weight}: {error}; check the checkpoint it came from") from error
         axis = granularity.axis if isinstance(granularity, PerChannel) else 0
-        name, shape, dtype = f"{linear.weight}_{format.name}", ir.Shape(matrix.shape), _dtype(format)
+        correction, rounded = None, None
+        if treatment is not None:
+            rounded = treatment.rounded(matrix, scales, format, axis)
+            correction = treatment.correction(original, matrix - dequantize(rounded, scales, axis))
+        source = self.graph.initializers[linear.weight].const_value
+        assert source is not None
+        shape, dtype = ir.Shape(source.shape.numpy()), _dtype(format)
+        name = self._unused(f"{linear.weight}_{format.name}")
 
         def values() -> ir.TensorProtocol:
-            return ir.tensor(quantize(source.numpy(), scales, format, axis), name=name)
+            found = quantize(_oriented(source.numpy(), linear), scales, format, axis) if rounded is None else rounded
+            return ir.tensor(np.ascontiguousarray(_oriented(found, linear)), name=name)
 
         # Computed when the model is saved, one at a time, so a model larger than memory passes.
         stored = ir.val(name, const_value=ir.LazyTensor(values, dtype, shape, name=name))
         self.graph.register_initializer(stored)
-        scale = self.store(f"{name}_scale", scales)
+        turned = linear.transposed and isinstance(granularity, Blocked)
+        scale = self.store(f"{name}_scale", np.ascontiguousarray(scales.T) if turned else scales)
         again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, shape)
-        attributes = {} if isinstance(granularity, PerTensor) else {"axis": axis}
-        inputs = [stored, scale, self._zero_point(format, scales.shape)]
+        attributes = {} if isinstance(granularity, PerTensor) else {"axis": 1 - axis if linear.transposed else axis}
+        inputs = [stored, scale]
+        if isinstance(granularity, Blocked):
+            attributes["block_size"] = granularity.size
+        else:
+            inputs.append(self._zero_point(format, scales.shape))
         self.graph.insert_before(
             linear.node, ir.node("DequantizeLinear", inputs, attributes, outputs=[again], name=again.name)
         )
-        return again
+        return again, correction
+
+    def _add_to_bias(self, linear: Linear, correction: Floats, format: Format) -> None:
+        node, index = bias_of(linear)
+        if node is None:
+            node, index = self._bias(linear, correction.shape[0]), 1
+        bias = node.inputs[index]
+        assert bias is not None and bias.const_value is not None
+        summed = bias.const_value.numpy().astype(np.float32) + correction
+        if len(bias.uses()) == 1:
+            bias.const_value = ir.tensor(summed, name=bias.name)
+        else:
+            node.replace_input_with(index, self.store(self._unused(f"{bias.name}_{format.name}"), summed))
+
+    def _bias(self, linear: Linear, count: int) -> ir.Node:
+        """A bias of zeros, for a linear that has none; the sum takes the product's name."""
+        product = linear.node.outputs[0]
+        name, product.name = product.name, f"{product.name}_unbiased"
+        result = ir.val(name, product.dtype, product.shape)
+        zeros = self.store(f"{linear.name}.bias", np.zeros(count, np.float32))
+        ir.convenience.replace_all_uses_with(product, result, replace_graph_outputs=True)
+        added = ir.node("Add", [product, zeros], outputs=[result], name=f"{linear.name}/Add")
+        self.graph.insert_after(linear.node, added)
+        return added
+
+    def _unused(self, name: str) -> str:
+        return name if name not in self.graph.initializers else f"{name}_{len(self.graph.initializers)}"
 
     def _zero_point(self, format: Format, shape: tuple[int, ...]) -> ir.Value:
         # reelquant.runtime.engines.onnxruntime finds FP8 graphs by this name.
@@ -115,3 +198,8 @@ class QdqInserter:
 
 def _dtype(format: Format) -> ir.DataType:
     return ir.DataType.from_numpy(format.dtype)
+
+
+def _oriented(matrix: NDArray[Any], linear: Linear) -> NDArray[Any]:
+    """A stored weight as [K, N], or [K, N] as it is stored."""
+    return matrix.T if linear.transposed else matrix

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reelquant.quant import calibrate as module
-from reelquant.quant import calibration_plan
+from reelquant.quant import calibration_plan, scratch_plan
 from reelquant.quant.blockwise import BlockwisePlan
-from reelquant.quant.calibrate import calibrate, fits
+from reelquant.quant.calibrate import calibrate
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.scratch_plan import fits
 from reelquant.runtime.engine import Array, Feeds
 from reelquant.runtime.errors import BadInput
 from tests.conftest import BundleMaker
@@ -30,7 +30,7 @@ def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkey
         return run(self, feeds)
 
     monkeypatch.setattr(BlockwisePlan, "run", counted)
-    monkeypatch.setattr(module, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(scratch_plan, "available_memory", lambda: 1 << 20)
     parts = calibrate(bundle, data, plan)
     assert runs == [12]  # one guided step, two halves of six blocks
     assert parts.low.keys() == whole.low.keys()
@@ -40,9 +40,9 @@ def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkey
 
 
 def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "available_memory", lambda: 24 << 30)
+    monkeypatch.setattr(scratch_plan, "available_memory", lambda: 24 << 30)
     assert fits(7 << 30, "openvino") and not fits(13 << 30, "openvino") and fits(13 << 30, "onnxruntime")
-    monkeypatch.setattr(module, "available_memory", lambda: None)
+    monkeypatch.setattr(scratch_plan, "available_memory", lambda: None)
     assert fits(1 << 50, "openvino")
 
 

@@ -120,7 +120,7 @@ def test_a_recipe_is_loaded_by_name_or_path_only(tmp_path: Path) -> None:
     assert Recipe.load(path) == Recipe.load(str(path))
     with pytest.raises(
         BadInput,
-        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, int8, int8-ends-high, nvfp4, or the path of a .toml file",
+        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or the path of a .toml file",
     ):
         Recipe.load("int7")
     with pytest.raises(BadInput, match="unknown recipe"):

@@ -21,7 +21,9 @@ TARGET = "transformer_blocks.0.ff.net.2"
 def quantized(recipe: str) -> ir.Model:
     graph = model(parameters())
     high = {name: np.ones(2, np.float32) for name in quantizable_values(graph)}
-    insert_qdq(graph, ranges_of({name: -values for name, values in high.items()}, high), Recipe.load(recipe))
+    insert_qdq(
+        graph, ranges_of({name: -values for name, values in high.items()}, high), Recipe.load(f"{recipe}-minmax")
+    )
     return graph
 
 

@@ -113,7 +113,7 @@ def test_a_quantized_transformer_computes_the_simulation(tmp_path: Path, engine:
         return simulated(x, largest, format, engine) if format == "fp8" else x
 
     graph = model(weights)
-    insert_qdq(graph, ranges, Recipe.load(format))
+    insert_qdq(graph, ranges, Recipe.load(f"{format}-minmax"))
     found = run(graph, engine, fed, tmp_path)["out"]
     tolerance = TOLERANCE[format]
     assert error(found, forward(weights, fed, multiply, operand)) < tolerance["simulated"]
@@ -126,7 +126,7 @@ def test_the_engines_agree(tmp_path: Path, format: str) -> None:
     weights, fed = parameters(2), feeds(3)
     ranges, _ = calibrated(weights, fed)
     graph = model(weights)
-    insert_qdq(graph, ranges, Recipe.load(format))
+    insert_qdq(graph, ranges, Recipe.load(f"{format}-minmax"))
     found = {engine: run(graph, engine, fed, tmp_path)["out"] for engine in ("onnxruntime", "openvino")}
     assert error(found["openvino"], found["onnxruntime"]) < TOLERANCE[format]["engines"]
 
@@ -135,7 +135,7 @@ def test_openvino_multiplies_in_int8(tmp_path: Path) -> None:
     """Q/DQ that it cannot fuse would compute the same numbers, slowly."""
     weights = parameters()
     graph = model(weights)
-    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load("int8"))
+    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load("int8-minmax"))
     ir.save(graph, tmp_path / "graph.onnx", external_data="weights.bin")
     core = import_module("openvino").Core()  # imported so, because it has no types
     compiled = core.compile_model(tmp_path / "graph.onnx", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
@@ -181,7 +181,7 @@ def _one_linear(op: str, weight: Array) -> ir.Model:
 def test_every_linear_is_counted(format: str) -> None:
     weights = parameters()
     graph = model(weights)
-    report = insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load(format))
+    report = insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load(f"{format}-minmax"))
     # Per block 6 of 8 linears; q, k and v share an activation, to_out and the two of ff have their own. An FP8 attention
     # has four operands, and FP8's modulation is stored in 8 bit.
     fp8 = format == "fp8"
@@ -238,7 +238,7 @@ def test_weights_are_stored_in_eight_bit(tmp_path: Path, format: str) -> None:
     graph = model(weights)
     ir.save(graph, tmp_path / "before.onnx", external_data="before.bin")
     graph = ir.load(tmp_path / "before.onnx")
-    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load(format))
+    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load(f"{format}-minmax"))
     ir.save(graph, tmp_path / "after.onnx", external_data="after.bin")
 
     stored = QUANTIZED | (MODULATION if format == "fp8" else set())
@@ -277,7 +277,7 @@ def test_a_weight_that_another_node_reads_keeps_its_float_values() -> None:
     weight = graph.graph.initializers[f"{name}.weight"]
     also = ir.node("ReduceMax", [weight], {"keepdims": 0})
     graph.graph.append(also)
-    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load("int8"))
+    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load("int8-minmax"))
     assert graph.graph.initializers[f"{name}.weight"] is weight
     assert "transformer_blocks.1.attn1.to_q.weight" not in graph.graph.initializers
 
@@ -288,7 +288,7 @@ def test_tied_weights_are_stored_once() -> None:
     one, two = (f"transformer_blocks.{i}.attn1.to_q" for i in range(2))
     nodes = {node.name: node for node in graph.graph}
     nodes[two].replace_input_with(1, nodes[one].inputs[1])
-    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load("int8"))
+    insert_qdq(graph, calibrated(weights, feeds())[0], Recipe.load("int8-minmax"))
     assert nodes[one].inputs[1] is nodes[two].inputs[1]
     assert graph_stats(graph)["quantized_linears"] == len(QUANTIZED)
 
@@ -300,14 +300,14 @@ def test_ranges_of_another_graph_are_refused() -> None:
     missing = linear_nodes(graph)[6].activation
     short: dict[str, Any] = {name: values for name, values in ranges.low.items() if name != missing}
     with pytest.raises(BadInput, match=f"ranges miss 1 activations of this graph, such as '{missing}'"):
-        insert_qdq(graph, ranges_of(short, {name: ranges.high[name] for name in short}), Recipe.load("int8"))
+        insert_qdq(graph, ranges_of(short, {name: ranges.high[name] for name in short}), Recipe.load("int8-minmax"))
     assert graph_stats(graph)["quantized_linears"] == 0
 
 
 def test_what_cannot_be_quantized_is_refused_before_any_change() -> None:
     weights = parameters()
     ranges, _ = calibrated(weights, feeds())
-    recipe = Recipe.load("int8")
+    recipe = Recipe.load("int8-minmax")
     with pytest.raises(BundleError, match="opset 20, and Q/DQ needs 21"):
         insert_qdq(model(weights, opset=20), ranges, recipe)
     with pytest.raises(BadInput, match="'transformer_blocks.9.\\*' matches no linear"):

@@ -53,8 +53,8 @@ def test_eight_bit_values_are_those_of_the_rounded_scales(tmp_path: Path, base: 
     weights = parameters()
     ranges = calibrated(weights, feeds())[0]
     before, after = model(weights, opset=21), model(weights, opset=21)
-    insert_qdq(before, ranges, Recipe.load(recipe), base)
-    insert_qdq(after, ranges, Recipe.load(recipe), base)
+    insert_qdq(before, ranges, Recipe.load(f"{recipe}-minmax"), base)
+    insert_qdq(after, ranges, Recipe.load(f"{recipe}-minmax"), base)
     to_16bit(after, base)
     for name, value in before.graph.initializers.items():
         assert value.const_value is not None

@@ -1,0 +1,273 @@
+"""Our quantizer beside the peers': the same model, linears, calibration samples and held-out samples.
+
+    make peers && python -m benchmarks.quantizers --json
+
+Of each quantizer, model and precision: ``rel_l2`` of the transformer's velocity on held-out steps (teacher forcing, all
+steps together), and of the demo's clips over held-out prompts PSNR and SSIM to fp32 (same noise, mean over clips), prompt
+fidelity, and ``bytes`` of the transformer on disk. ``noise_floor``: fp32 on the other engine against fp32. The 2B-width
+checkpoint is random, four layers deep, and runs on random inputs; it has no clips.
+
+Peers (ONNX Runtime, NVIDIA ModelOpt, NNCF) run in an environment of their own, since they need other packages' versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from skimage.metrics import structural_similarity
+
+from benchmarks.engines import fp32_bundle
+from benchmarks.variants import VARIANTS
+from demo.fidelity import GUIDANCE, Pixels, Task, measure, pipeline_renderer, psnr, tasks
+from reelquant.export.graphs import SAMPLES, transformer_inputs
+from reelquant.quant.calibrate import Recorder, observed_transformer
+from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.graph_files import WEIGHTS, load_graph, map_weights, save_graphs
+from reelquant.quant.linears import linear_nodes
+from reelquant.quant.passes.insert_qdq import insert_qdq
+from reelquant.quant.ranges import Provenance, Ranges
+from reelquant.quant.recipe import Recipe, Rule
+from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.teacher import Step, record_steps
+from reelquant.runtime import load_pipeline
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import Plan, open_plan
+from reelquant.runtime.request import Request
+
+PEERS = (("onnxruntime", "int8"), ("modelopt", "int8"), ("nncf", "int8"), ("modelopt", "fp8"), ("nncf", "fp8"))
+OURS = ("int8", "int8-minmax", "fp8", "fp8-minmax", "int8-weight", "int4-weight")
+# What every quantizer quantizes here: the blocks' linears, and no attention, which no peer does.
+LINEARS = ("transformer_blocks.*.attn1.to_*", "transformer_blocks.*.ff.net.*")
+HELD_OUT = (8, 10)  # prompts and steps of each
+_ENGINE = "openvino"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model with the samples that all quantizers get; ``task`` is None for one that makes no clips."""
+
+    name: str
+    bundle: Bundle
+    task: str | None
+    calibration: Sequence[Step]
+    held_out: Sequence[Step]
+
+    @property
+    def graph(self) -> Path:
+        return self.bundle.graph("transformer", "main")
+
+
+def demo_case(bundle: Bundle, task: str) -> Case:
+    plan, data = CalibrationPlan(), CalibrationData.load("demo")
+    seen = record_steps(bundle, data.requests(task, plan.prompts, plan.seed, plan.steps), "onnxruntime")
+    prompts, steps = HELD_OUT
+    unseen = [
+        Request(one.scene.caption, one.image if task == "i2v" else None, seed=1000 + number, steps=steps)
+        for number, one in enumerate(tasks(prompts))
+    ]
+    return Case(f"demo-{task}", bundle, task, seen, record_steps(bundle, unseen, "onnxruntime"))
+
+
+def random_case(work: Path, layers: int) -> Case:
+    name = f"cogvideox-2b-{layers}"
+    bundle = fp32_bundle(work, name, VARIANTS["cogvideox-2b"].layers(layers), ("transformer",))
+    inputs = {key: value.numpy() for key, value in transformer_inputs(bundle.manifest.transformer, SAMPLES[1]).items()}
+    rng = np.random.default_rng(0)
+    feeds = []
+    for number in range(24):
+        drawn = {key: rng.standard_normal(inputs[key].shape, dtype=np.float32) for key in ("latents", "text")}
+        feeds.append({**inputs, **drawn, "timestep": np.full_like(inputs["timestep"], 999 - number * 41)})
+    plan = open_plan("onnxruntime", bundle.graph("transformer", "main"))
+    steps = [Step(number, fed, plan.run(fed)["velocity"]) for number, fed in enumerate(feeds)]
+    return Case(name, bundle, None, steps[::3] + steps[1::3], steps[2::3])
+
+
+def ranges_of(case: Case) -> Ranges:
+    """Ours, from exactly the samples that the peers get."""
+    recorder, weights = Recorder(), case.graph.parent / WEIGHTS
+    with scratch_plan(observed_transformer(case.bundle), case.bundle.path, "onnxruntime", weights) as plan:
+        for step in case.calibration:
+            recorder.see(step.clip, step.feeds, plan.run(step.feeds))
+    clips = len({step.clip for step in case.calibration})
+    made = Provenance(case.name, 0, clips, "", 1, 1, 1, 1, "onnxruntime", "", case.bundle.digest)
+    return recorder.ranges(made)
+
+
+def linears_only(name: str) -> Recipe:
+    """A recipe's method and numerics, for :data:`LINEARS` alone."""
+    recipe = Recipe.load(name)
+    numerics = {"int8": "int8", "fp8": "fp8", "int4": "int4_weight"}[name.split("-")[0]]
+    if name == "int8-weight":
+        numerics = "int8_weight"
+    return replace(recipe, rules=tuple(Rule(match, numerics) for match in LINEARS))
+
+
+def quantized(case: Case, work: Path, peers: Path | None) -> Iterator[tuple[str, str, Path]]:
+    """(quantizer, precision, graph) of each."""
+    ranges = ranges_of(case)
+    for name in OURS:
+        model = load_graph(case.graph)
+        map_weights(model)
+        insert_qdq(model, ranges, linears_only(name))
+        save_graphs(work / name, {"main": model})
+        plain = name.endswith("-minmax")
+        yield ("plain min-max" if plain else "reelquant"), name.removesuffix("-minmax"), work / name / "main.onnx"
+    if peers is None:
+        return
+    onnx.save(onnx.load(case.graph), work / "model.onnx")
+    inputs = [value.name for value in load_graph(case.graph).graph.inputs]
+    arrays: dict[str, Any] = {
+        f"{n}/{key}": step.feeds[key] for n, step in enumerate(case.calibration) for key in inputs if key
+    }
+    np.savez(work / "samples.npz", **arrays)
+    chosen = linears_only("int8")
+    named = [linear.name for linear in linear_nodes(load_graph(case.graph)) if chosen.rule_of(linear.name)]
+    (work / "linears.txt").write_text("\n".join(named), encoding="utf-8")
+    for peer, precision in PEERS:
+        command = [str(peers), str(Path(__file__).with_name("peer_quantizers.py")), peer, precision, str(work)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ran.returncode != 0:
+            print(f"{peer} {precision} failed: {ran.stderr[-2000:]}", file=sys.stderr)
+            continue
+        yield peer, precision, next(work.glob(f"{peer}-{precision}.[ox][nm][nl]*"))
+
+
+def rel_l2(plan: Plan, steps: Sequence[Step]) -> float:
+    lost = norm = 0.0
+    for step in steps:
+        found = plan.run({name: step.feeds[name] for name in plan.inputs})["velocity"]
+        lost += float(np.square(found - step.velocity, dtype=np.float64).sum())
+        norm += float(np.square(step.velocity, dtype=np.float64).sum())
+    return float(np.sqrt(lost / norm))
+
+
+def drawn(case: Case, plan: Plan | None, engine: str, wanted: list[Task], steps: int) -> list[Pixels]:
+    """The clips of ``wanted`` with ``plan`` as the transformer, everything else in fp32."""
+    pipeline = load_pipeline(case.bundle.path, engine)
+    if plan is not None:
+        pipeline.replace_transformer(plan)
+    _, draw = pipeline_renderer(pipeline, steps, GUIDANCE)
+    return [draw(task) for task in wanted]
+
+
+def clip_facts(case: Case, clips: list[Pixels], fp32: list[Pixels], wanted: list[Task]) -> dict[str, Any]:
+    assert case.task is not None
+    similar = [
+        structural_similarity(a, b, channel_axis=-1, data_range=255)
+        for one, two in zip(clips, fp32, strict=True)
+        for a, b in zip(one, two, strict=True)
+    ]
+    return {
+        "psnr": round(float(np.mean([min(psnr(a, b), 99.0) for a, b in zip(clips, fp32, strict=True)])), 2),
+        "ssim": round(float(np.mean(similar)), 4),
+        "fidelity": measure(case.task, iter(zip(wanted, clips, strict=True)))["fidelity"]["mean"],
+    }
+
+
+NO_CLIPS: dict[str, None] = {"psnr": None, "ssim": None, "fidelity": None}
+
+
+def compare(case: Case, peers: Path | None, prompts: int, steps: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    wanted = tasks(prompts) if case.task else []
+    other = open_plan("openvino", case.graph)
+    floor: dict[str, Any] = {"rel_l2": rel_l2(other, case.held_out), **NO_CLIPS}
+    fp32 = drawn(case, None, _ENGINE, wanted, steps) if case.task else []
+    stored = sum(path.stat().st_size for path in case.graph.parent.iterdir())
+    first: dict[str, Any] = {"quantizer": "none", "model": case.name, "precision": "fp32", "rel_l2": 0.0, **NO_CLIPS}
+    if case.task:
+        again = drawn(case, open_plan("onnxruntime", case.graph), _ENGINE, wanted, steps)
+        floor |= clip_facts(case, again, fp32, wanted)
+        first |= {"fidelity": clip_facts(case, fp32, fp32, wanted)["fidelity"]}
+    rows = [{**first, "bytes": stored}]
+    with TemporaryDirectory() as folder:
+        for quantizer, precision, graph in quantized(case, Path(folder), peers):
+            plan = open_plan(_engine_of(quantizer, precision), graph)
+            row: dict[str, Any] = {"quantizer": quantizer, "model": case.name, "precision": precision}
+            row |= {"rel_l2": rel_l2(plan, case.held_out), **NO_CLIPS}
+            if case.task:
+                row |= clip_facts(case, drawn(case, plan, _ENGINE, wanted, steps), fp32, wanted)
+            own = graph.parent.iterdir() if graph.parent != Path(folder) else graph.parent.glob(f"{graph.stem}.*")
+            rows.append({**row, "bytes": sum(path.stat().st_size for path in own)})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows, floor
+
+
+def _engine_of(quantizer: str, precision: str) -> str:
+    """OpenVINO is fast in INT8, but emulates FP8 by way of float16, and cannot load ModelOpt's INT8. It alone reads NNCF's."""
+    if quantizer == "nncf" or (quantizer in ("reelquant", "plain min-max") and precision != "fp8"):
+        return "openvino"
+    return "onnxruntime"
+
+
+def table(rows: list[dict[str, Any]], floors: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| model | precision | quantizer | rel. L2 | PSNR to fp32 | SSIM | fidelity | transformer |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+
+    def cells(row: dict[str, Any]) -> str:
+        clip = ("–", "–") if row["psnr"] is None else (f"{row['psnr']:.1f} dB", f"{row['ssim']:.4f}")
+        fidelity = "–" if row["fidelity"] is None else f"{row['fidelity']:.4f}"
+        return f"{row['rel_l2']:.5f} | {clip[0]} | {clip[1]} | {fidelity}"
+
+    for name, floor in floors.items():
+        lines.append(f"| {name} | fp32 | noise floor: other engine | {cells(floor)} | |")
+        lines += [
+            f"| {name} | {row['precision']} | {row['quantizer']} | {cells(row)} | {row['bytes'] / 1e6:.1f} MB |"
+            for row in sorted((row for row in rows if row["model"] == name), key=lambda row: row["precision"])
+        ]
+    return "\n".join(lines)
+
+
+@contextmanager
+def _cases(arguments: argparse.Namespace) -> Iterator[Iterator[Case]]:
+    def made() -> Iterator[Case]:
+        for name in arguments.models:
+            if name == "cogvideox-2b":
+                yield random_case(arguments.work, arguments.layers)
+            else:
+                bundle = Bundle.open(arguments.bundles / f"{name}-fp32")
+                yield demo_case(bundle, bundle.manifest.task)
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    yield made()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["demo-t2v", "demo-i2v", "cogvideox-2b"])
+    parser.add_argument("--bundles", type=Path, default=Path("build"), help="where make export put demo-TASK-fp32")
+    parser.add_argument("--work", type=Path, default=Path("build/quantizers"), help="keeps the random checkpoint")
+    parser.add_argument("--layers", type=int, default=4, help="of the random checkpoint")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="made by make peers")
+    parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=12, help="of each clip")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.without_peers and not arguments.peers.exists():
+        parser.error(f"{arguments.peers} does not exist; run: make peers, or compare --without-peers")
+    rows: list[dict[str, Any]] = []
+    floors: dict[str, dict[str, Any]] = {}
+    with _cases(arguments) as cases:
+        for case in cases:
+            peers = None if arguments.without_peers else arguments.peers
+            found, floors[case.name] = compare(case, peers, arguments.prompts, arguments.steps)
+            rows += found
+    print(json.dumps({"rows": rows, "noise_floor": floors}, indent=1) if arguments.json else table(rows, floors))
+
+
+if __name__ == "__main__":
+    main()

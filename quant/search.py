@@ -1,0 +1,191 @@
+"""Which products stay high: those whose quantization costs the output most for what it saves, until a budget is met.
+
+Squared errors of single products add up to that of all of them (to a few per cent, ``python -m benchmarks.sensitivity``):
+their roundings have nothing to do with each other. So a set's error is foretold from single ones, and then measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+
+from reelquant.quant.budget import Budget
+from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.linears import linear_nodes
+from reelquant.quant.passes.insert_qdq import insert_qdq
+from reelquant.quant.ranges import Ranges
+from reelquant.quant.recipe import Recipe, Rule
+from reelquant.quant.sensitivity import Probe, opened_probe
+from reelquant.quant.stats import graph_stats
+from reelquant.quant.teacher import Step
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import Plan, open_plan
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.positions import position_inputs
+from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.sizes import Size
+
+_ROUNDS = 6  # of foretelling and measuring
+_WARM, _TIMED = 2, 7
+
+
+@dataclass(frozen=True)
+class Found:
+    """A recipe that keeps the budget; each product's error alone, which stay high, and the whole's error."""
+
+    recipe: Recipe
+    errors: Mapping[str, float]
+    high: tuple[str, ...]
+    rel_l2: float
+
+
+def search(
+    bundle: Bundle,
+    ranges: Ranges,
+    recipe: Recipe,
+    budget: Budget,
+    steps: Sequence[Step],
+    engine: str,
+    base: str = "fp32",
+    progress: Progress = SILENT,
+) -> Found:
+    """The recipe with the fewest bytes high that keeps ``rel_l2``, or with the least error within a size or a time.
+
+    Raises:
+        BadInput: the size or the time is over the budget even with all quantized that ``recipe`` names.
+    """
+    graph = load_graph(bundle.graph("transformer", "main"))
+    bytes_of = {linear.name: 4 * linear.shape[0] * linear.shape[1] for linear in linear_nodes(graph)}
+    measures: dict[str, Callable[[Recipe], float]] = {
+        "size": lambda tried: _bytes(bundle, ranges, tried, base),
+        "seconds": lambda tried: _seconds(bundle, ranges, tried, engine),
+    }
+    measure = measures.get(budget.kind)
+    if measure is not None and (least := measure(recipe)) > budget.limit:
+        found_least = Budget(budget.kind, least)
+        raise BadInput(f"all quantized that {recipe.name} names comes to {found_least}; {budget} needs another recipe")
+    with opened_probe(bundle, ranges, recipe, steps, engine, progress) as probe:
+        errors = probe.errors(progress)
+        # An attention has no bytes of its own; it counts as much as a linear does on average.
+        known = [bytes_of[name] for name in probe.products if name in bytes_of]
+        costs = {name: bytes_of.get(name, statistics.mean(known)) for name in probe.products}
+        order = sorted(probe.products, key=lambda name: -(errors[name] ** 2) / costs[name])
+        if measure is None:
+            high = _within_error(probe, errors, costs, order, budget.limit)
+        else:
+            high = _most(order, lambda count: measure(_kept(recipe, order[:count])) <= budget.limit)
+        found = replace(
+            _kept(recipe, high, errors),
+            name=f"{recipe.name}-within",
+            description=f"{recipe.name}, with {len(high)} of {len(order)} products left high to keep {budget}",
+        )
+        return Found(found, errors, tuple(high), probe.error(set(order) - set(high)))
+
+
+def _kept(recipe: Recipe, high: Sequence[str], errors: Mapping[str, float] | None = None) -> Recipe:
+    """``recipe``, but these products high."""
+    whys = {name: f"alone it makes the output differ by {errors[name]:.5f}" if errors else "" for name in high}
+    return replace(recipe, rules=(*recipe.rules, *(Rule(name, "high", why=whys[name]) for name in high)))
+
+
+def _within_error(
+    probe: Probe, errors: Mapping[str, float], costs: Mapping[str, float], order: Sequence[str], limit: float
+) -> list[str]:
+    """The cheapest set that is foretold to keep ``limit``; where measuring says otherwise, again with a stricter one."""
+    aim = limit
+    high: list[str] = []
+    for _ in range(_ROUNDS):
+        high = _cheapest(errors, costs, order, aim)
+        measured = probe.error(set(order) - set(high))
+        if measured <= limit:
+            return high
+        aim *= limit / measured * 0.99
+    for name in order:  # the foretelling does not hold here: one more at a time, measured
+        if name not in high:
+            high.append(name)
+            if probe.error(set(order) - set(high)) <= limit:
+                return high
+    return list(order)
+
+
+def _cheapest(errors: Mapping[str, float], costs: Mapping[str, float], order: Sequence[str], limit: float) -> list[str]:
+    """Take in ``order`` until the rest's errors keep ``limit``; then give back what need not have been taken, dearest first."""
+    left = sum(errors[name] ** 2 for name in order)
+    high: list[str] = []
+    for name in order:
+        if left <= limit**2:
+            break
+        left -= errors[name] ** 2
+        high.append(name)
+    for name in sorted(high, key=lambda name: -costs[name]):
+        if left + errors[name] ** 2 <= limit**2:
+            left += errors[name] ** 2
+            high.remove(name)
+    return high
+
+
+def _most(order: Sequence[str], fits: Callable[[int], bool]) -> list[str]:
+    """The longest beginning of ``order`` that fits, by bisection; none of it does fit."""
+    keeps, breaks = 0, len(order) + 1
+    while breaks - keeps > 1:
+        middle = (keeps + breaks) // 2
+        if fits(middle):
+            keeps = middle
+        else:
+            breaks = middle
+    return list(order[:keeps])
+
+
+def _bytes(bundle: Bundle, ranges: Ranges, recipe: Recipe, base: str) -> float:
+    """Of the transformer's weights when all that is not quantized is stored in ``base``."""
+    model = _unrounded(bundle, ranges, recipe)
+    stored = graph_stats(model)["weight_bytes_by_dtype"]
+    return float(sum(count / (2 if base != "fp32" and dtype == "FLOAT" else 1) for dtype, count in stored.items()))
+
+
+def _seconds(bundle: Bundle, ranges: Ranges, recipe: Recipe, engine: str) -> float:
+    """The median of one guided step at the bundle's size."""
+    model = _unrounded(bundle, ranges, recipe)
+    with TemporaryDirectory(dir=bundle.path.parent) as folder:
+        save_graphs(Path(folder), {"main": model})
+        return step_seconds(open_plan(engine, Path(folder) / "main.onnx"), bundle)
+
+
+def _unrounded(bundle: Bundle, ranges: Ranges, recipe: Recipe) -> ir.Model:
+    """Quantized the quick way: neither bytes nor time depend on how weights are rounded."""
+    model = load_graph(bundle.graph("transformer", "main"))
+    map_weights(model)
+    insert_qdq(model, ranges, replace(recipe, method=replace(recipe.method, rounding="nearest")))
+    return model
+
+
+def step_seconds(plan: Plan, bundle: Bundle) -> float:
+    """The median time of one guided step (a batch of two) of ``plan``, a transformer of ``bundle``, at the bundle's size."""
+    manifest = bundle.manifest
+    size = Size(manifest.defaults.frames, manifest.defaults.height, manifest.defaults.width)
+    shape = size.latent_shape(manifest.geometry)
+    rng = np.random.default_rng(0)
+    text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
+    feeds = {
+        "latents": rng.standard_normal((2, *shape), dtype=np.float32),
+        "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
+        "text": rng.standard_normal(text, dtype=np.float32),
+        "timestep": np.array([500, 500]),
+        "ofs": np.array([2.0], np.float32),
+        **position_inputs(manifest.transformer, manifest.text_tokens, shape),
+    }
+    fed = {name: feeds[name] for name in plan.inputs}
+    taken = []
+    for turn in range(_WARM + _TIMED):
+        began = time.perf_counter()
+        plan.run(fed)
+        if turn >= _WARM:
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)

@@ -1,0 +1,71 @@
+"""What each layer's quantization does to the transformer's output, under teacher forcing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from reelquant.quant.graph_files import load_graph, map_weights
+from reelquant.quant.passes.insert_qdq import insert_qdq
+from reelquant.quant.ranges import Ranges
+from reelquant.quant.recipe import Recipe
+from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.switches import SWITCHES, add_switches
+from reelquant.quant.teacher import Step
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import Array, Plan
+from reelquant.runtime.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A transformer whose quantized ``products`` (linears and attentions, by name) can be switched, and steps to run."""
+
+    products: tuple[str, ...]
+    plan: Plan
+    steps: Sequence[Step]
+    wanted: Sequence[Array]
+
+    def error(self, quantized: Collection[str]) -> float:
+        """Relative L2 of the velocity over all steps with these products quantized and all others high."""
+        lost = sum(
+            float(np.square(found - wanted, dtype=np.float64).sum())
+            for found, wanted in zip(self.run(quantized), self.wanted, strict=True)
+        )
+        norm = sum(float(np.square(wanted, dtype=np.float64).sum()) for wanted in self.wanted)
+        return float(np.sqrt(lost / norm))
+
+    def errors(self, progress: Progress = SILENT) -> dict[str, float]:
+        """:meth:`error` of each product alone."""
+        found = {}
+        with progress.stage("sensitivity", len(self.products)) as advance:
+            for name in self.products:
+                found[name] = self.error([name])
+                advance()
+        return found
+
+    def run(self, quantized: Collection[str]) -> Iterator[Array]:
+        switches = np.array([name in quantized for name in self.products])
+        for step in self.steps:
+            yield self.plan.run({**step.feeds, SWITCHES: switches})["velocity"]
+
+
+@contextmanager
+def opened_probe(
+    bundle: Bundle, ranges: Ranges, recipe: Recipe, steps: Sequence[Step], engine: str, progress: Progress = SILENT
+) -> Iterator[Probe]:
+    """The probe of ``bundle`` (fp32) quantized by ``recipe``, on ``steps`` of its own."""
+    path = bundle.graph("transformer", "main")
+    quantized, high = load_graph(path), load_graph(path)
+    for model in (quantized, high):
+        map_weights(model)
+    insert_qdq(quantized, ranges, recipe, progress=progress)
+    products = tuple(add_switches(quantized, high))
+    with scratch_plan(quantized, bundle.path, engine) as plan:
+        fed = [Step(s.clip, {k: v for k, v in s.feeds.items() if k in plan.inputs}, s.velocity) for s in steps]
+        # The high run of this very graph, so that only quantization differs, and no engine's order of sums.
+        wanted = list(Probe(products, plan, fed, ()).run(()))
+        yield Probe(products, plan, fed, wanted)
