@@ -21,7 +21,7 @@ PRECISIONS := fp32 int8 fp8
 PROMPT_t2v := a red circle moves right on a white background
 PROMPT_i2v := a blue triangle moves up on a grey background
 
-.PHONY: help export test test-slow test-gpu lint format demo-model bench clean
+.PHONY: help export test test-slow test-gpu lint format demo-model peers bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,6 +75,10 @@ format: $(READY)  ## Let ruff rewrite the layout
 
 demo-model: $(READY)  ## Train the demo checkpoints again (hours on 2 cores; resumable)
 	$(BIN)/python -m demo.train
+
+peers: $(READY)  ## The environment of the quantizers that ours is compared with
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 
 bench: $(READY)  ## Measure what docs/benchmarks.md says: fidelity, difference and time per precision
 	$(BIN)/python -m benchmarks.precisions

@@ -84,7 +84,7 @@ def modelopt(folder: Path, precision: str, linears: list[str]) -> None:
 
 
 def nncf(folder: Path, precision: str, linears: list[str]) -> None:
-    """For transformers NNCF balances with SmoothQuant by itself."""
+    """For transformers NNCF balances with SmoothQuant by itself. Without ``linears``: a VAE, with all that it would quantize."""
     import nncf as library
     import openvino
 
@@ -95,10 +95,10 @@ def nncf(folder: Path, precision: str, linears: list[str]) -> None:
     quantized = library.quantize(
         model,
         library.Dataset(fed),
-        model_type=library.ModelType.TRANSFORMER,
+        model_type=library.ModelType.TRANSFORMER if linears else None,
         preset=library.QuantizationPreset.MIXED if precision == "int8" else None,
         subset_size=len(fed),
-        ignored_scope=library.IgnoredScope(names=sorted(products - set(linears)), validate=False),
+        ignored_scope=library.IgnoredScope(names=sorted(products - set(linears)), validate=False) if linears else None,
         **mode,
     )
     openvino.save_model(quantized, folder / f"nncf-{precision}.xml", compress_to_fp16=False)

@@ -191,6 +191,7 @@ def compare(case: Case, peers: Path | None, prompts: int, steps: int) -> tuple[l
         floor |= clip_facts(case, again, fp32, wanted)
         first |= {"fidelity": clip_facts(case, fp32, fp32, wanted)["fidelity"]}
     rows = [{**first, "bytes": stored}]
+    print(json.dumps({"noise_floor": {case.name: floor}, **rows[0]}), file=sys.stderr, flush=True)
     with TemporaryDirectory() as folder:
         for quantizer, precision, graph in quantized(case, Path(folder), peers):
             plan = open_plan(_engine_of(quantizer, precision), graph)
@@ -205,10 +206,8 @@ def compare(case: Case, peers: Path | None, prompts: int, steps: int) -> tuple[l
 
 
 def _engine_of(quantizer: str, precision: str) -> str:
-    """OpenVINO is fast in INT8, but emulates FP8 by way of float16, and cannot load ModelOpt's INT8. It alone reads NNCF's."""
-    if quantizer == "nncf" or (quantizer in ("reelquant", "plain min-max") and precision != "fp8"):
-        return "openvino"
-    return "onnxruntime"
+    """OpenVINO, but for two INT8 graphs: it cannot load ModelOpt's, and ONNX Runtime's belongs on ONNX Runtime."""
+    return "onnxruntime" if (quantizer, precision) in (("onnxruntime", "int8"), ("modelopt", "int8")) else _ENGINE
 
 
 def table(rows: list[dict[str, Any]], floors: dict[str, dict[str, Any]]) -> str:
@@ -254,7 +253,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="made by make peers")
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=12, help="of each clip")
+    parser.add_argument("--steps", type=int, default=8, help="of each clip")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if not arguments.without_peers and not arguments.peers.exists():

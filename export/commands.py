@@ -8,7 +8,7 @@ import click
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
-from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint, precisions
+from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, GATE, OUT, PROMPTS, REPLACE, SEED, STEPS
@@ -50,7 +50,7 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @CHECKPOINT
 @OUT
 @click.option("--precision", default=ExportPlan.precision, show_default=True, 
-              help=f"{', '.join(precisions())}, or a recipe file.")  # fmt: skip
+              help="fp32, fp16, bf16, a recipe (int8, fp8, nvfp4 …) or a recipe file.")  # fmt: skip
 @ENGINE
 @SIZE
 @FRAMES

@@ -14,9 +14,10 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.numerics import HIGH, BlockQuantized, High, PerChannel
+from reelquant.quant.numerics import HIGH, Blocked, BlockQuantized, High, PerChannel
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
+from reelquant.quant.statistics import blocks_of
 from reelquant.runtime.engine_memory import ENGINE_MEMORY, Held
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tiles import tilings
@@ -111,7 +112,8 @@ def calibration_bytes(checkpoint: Checkpoint, size: Size) -> int:
     step = transformer_footprint(config, checkpoint.text_tokens, shape, batch=2)
     memory = ENGINE_MEMORY[CalibrationPlan.engine]
     _, activations = memory.high.memory(0, step.live, step.scores)
-    return memory.process + largest_block(checkpoint) + activations
+    # Moments are there twice: their sums, and those of one run, or what is written.
+    return memory.process + largest_block(checkpoint) + activations + 2 * moments_bytes(checkpoint)
 
 
 def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe | None, text_weights: str) -> int:
@@ -153,8 +155,20 @@ def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> 
             total += 4 * count
         elif isinstance(numerics, BlockQuantized):
             total += count // 2 + count // numerics.blocks.size
+        elif isinstance(numerics.weights, Blocked):
+            total += count // 2 + 4 * count // numerics.weights.size
         else:
             total += count + 4 * (value.shape[0] if isinstance(numerics.weights, PerChannel) else 1)
+    return total
+
+
+def moments_bytes(checkpoint: Checkpoint) -> int:
+    """Of the second moments that calibration keeps of what linears read; everything else of ranges is a few MB."""
+    total = 0
+    for name, value in open_weights(checkpoint.path / "transformer").items():
+        # to_q, to_k and to_v read the same.
+        if len(value.shape) == 2 and not name.endswith(("to_k.weight", "to_v.weight")):
+            total += 4 * value.shape[1] ** 2 // blocks_of(value.shape[1])
     return total
 
 

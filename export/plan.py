@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.needs import Need, bundle_bytes, calibration_bytes, component_needs, largest_block
+from reelquant.export.needs import Need, bundle_bytes, calibration_bytes, component_needs, largest_block, moments_bytes
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.errors import BadInput
@@ -98,7 +98,7 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
         trace_memory=TRACER + 2 * largest_block(checkpoint),
         calibration_memory=calibration_bytes(checkpoint, choices.calibration or size) if recipe else 0,
         bundle=bundle,
-        disk=bundle + (traced if recipe else 0),
+        disk=bundle + (traced + moments_bytes(checkpoint) if recipe else 0),
     )
 
 

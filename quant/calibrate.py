@@ -103,7 +103,10 @@ class Recorder:
                     name[name.rfind("::") :], np.add
                 )
                 found = results.pop(name)
-                self.totals[name] = merge(self.totals[name], found) if name in self.totals else found
+                if name in self.totals:
+                    merge(self.totals[name], found, out=self.totals[name])
+                else:  # a copy: what an engine returns may hold all of its memory
+                    self.totals[name] = np.array(found)
         self.runs += 1
 
     def ranges(self, provenance: Provenance) -> Ranges:
@@ -121,9 +124,11 @@ class Recorder:
         )
 
     def _channels(self, name: str, histogram: Array) -> Channels:
-        low, high, mean, second = (self.totals[f"{name}{CHANNEL}{part.name}"] for part in fields(Channels))
+        # Taken out: moments of a large model are gigabytes.
+        low, high, mean, second = (self.totals.pop(f"{name}{CHANNEL}{part.name}") for part in fields(Channels))
         rows = histogram.sum() / len(low)  # of all runs: a histogram counts every value
-        return Channels(low, high, (mean / self.runs).astype(np.float32), (second / rows).astype(np.float32))
+        second /= np.float32(rows)
+        return Channels(low, high, (mean / self.runs).astype(np.float32), second)
 
 
 def observed_transformer(bundle: Bundle) -> ir.Model:

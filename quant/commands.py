@@ -1,4 +1,4 @@
-"""``reelquant calibrate``, ``reelquant quantize`` and ``reelquant gate``."""
+"""``reelquant calibrate``, ``quantize``, ``rotate`` and ``gate``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from reelquant.quant.graph_files import load_graph
 from reelquant.quant.quantize import check_sources, quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
+from reelquant.quant.rotate_bundle import rotate_bundle
 from reelquant.quant.search import search
 from reelquant.quant.strengths import search_strengths
 from reelquant.quant.teacher import Trial
@@ -196,6 +197,17 @@ def quantize(
     lost = f"relative L2 {verdict['rel_l2']:.4f} at worst over {len(verdict['runs'])} steps" if verdict else "not gated"
     fates = f"{counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
     click.echo(f"{out}: {fates}; {lost}")
+
+
+@click.command()
+@BUNDLE
+@OUT
+@REPLACE
+def rotate(bundle: Path, out: Path, replace: bool) -> None:
+    """Turn what attention hands on in BUNDLE (fp32) by a Hadamard matrix, at no cost: the same clips. Calibrate OUT then."""
+    made = rotate_bundle(Bundle.open(bundle), out, replace)
+    count = made.manifest.components["transformer"].passes["main"]["rotate"]["attentions"]
+    click.echo(f"{out}: {count} attentions rotated; calibrate and quantize it as any fp32 bundle")
 
 
 @click.command()

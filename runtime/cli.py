@@ -18,6 +18,11 @@ COMMANDS = {
     "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
     "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe a bundle's activation ranges."),
     "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
+    "rotate": (
+        "reelquant.quant.commands:rotate",
+        "export",
+        "Before stage 2: spread what attention hands on over its channels.",
+    ),
     "gate": (
         "reelquant.quant.commands:gate",
         "export",

@@ -106,11 +106,11 @@ class QdqInserter:
 
     def _balanced(self, value: ir.Value, name: str, balance: Balance, reader: ir.Node) -> ir.Value:
         """x · 1/s - c/s, before ``reader``: one pass over the tensor, which engines join with Q."""
-        for operator, what, numbers in (
-            ("Mul", "balance", 1 / balance.scale),
-            ("Add", "shift", -balance.shift / balance.scale),
+        for operator, what, result_name, numbers in (
+            ("Mul", "balance", f"{name}_balanced", 1 / balance.scale),
+            ("Add", "shift", f"{name}_shifted", -balance.shift / balance.scale),
         ):
-            result = ir.val(f"{name}_{what}d", ir.DataType.FLOAT, value.shape)
+            result = ir.val(result_name, ir.DataType.FLOAT, value.shape)
             factor = self.store(f"{name}_{what}", numbers.astype(np.float32))
             self.graph.insert_before(reader, ir.node(operator, [value, factor], outputs=[result], name=result.name))
             value = result

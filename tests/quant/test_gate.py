@@ -17,12 +17,16 @@ from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.gate import Verdict, gate
 from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
 from reelquant.quant.linears import Linear, linear_nodes, quantized_source
+from reelquant.quant.method import Method
+from reelquant.quant.quantize import quantize_bundle
+from reelquant.quant.ranges import Ranges
+from reelquant.quant.recipe import Recipe, Rule, built_in_recipes
 from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Difference, Step, record_steps
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.errors import BadInput
 from tests.command_line import run
-from tests.conftest import BundleMaker
+from tests.conftest import BUILD, BundleMaker
 
 ENGINE = "openvino"
 Spoil = Callable[[ir.Model], None]
@@ -45,7 +49,7 @@ def judged(bundle: Bundle, twin: Bundle, steps: Sequence[Step]) -> Verdict:
     return gate(bundle, twin, steps, ENGINE)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8", "int8-ends-high", "fp16"])
+@pytest.mark.parametrize("precision", ["int8", "fp8", "int8-minmax", "int4-weight", "fp16"])
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
 def test_good_bundles_pass(
     task: str, precision: str, demo_bundle: BundleMaker, rtx_bundle: BundleMaker, steps: Steps
@@ -118,6 +122,16 @@ def bias(change: Callable[[Any], Any], name: str = ANYWHERE) -> Spoil:
     return lambda model: set_value(model, f"{name}.bias", change)
 
 
+def balance(part: str, change: Callable[[Any], Any], name: str = "transformer_blocks.3.ff.net.0.proj") -> Spoil:
+    """The factor or summand that stands before a linear's QuantizeLinear."""
+
+    def spoil(model: ir.Model) -> None:
+        read = linear(model, name).activation.removesuffix("_shifted")
+        set_value(model, f"{read}_{part}", change)
+
+    return spoil
+
+
 def skipped_half(model: ir.Model) -> None:
     """Block 2's feed-forward adds nothing to the residual stream."""
     set_value(model, linear(model, "transformer_blocks.2.ff.net.2").weight, np.zeros_like)
@@ -155,6 +169,9 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "half a weight lost": (stored(lambda w: np.where(np.arange(len(w))[:, None] < len(w) // 2, w, 0)), ANYWHERE),
     "half a block skipped": (skipped_half, "transformer_blocks.2.ff.net.2"),
     "another activation's Q/DQ": (swapped, ANYWHERE),
+    "a balance that is lost": (balance("balance", np.ones_like), "transformer_blocks.3.ff.net.0.proj"),
+    "a balance inverted": (balance("balance", lambda b: 1 / b), "transformer_blocks.3.ff.net.0.proj"),
+    "a shift that is lost": (balance("shift", np.zeros_like), "transformer_blocks.3.ff.net.0.proj"),
     "the weights of K and V exchanged": (weights_exchanged, "transformer_blocks.3.attn1.to_k"),
 }
 
@@ -179,20 +196,18 @@ def test_a_bundle_that_is_not_quantized_is_caught(demo_bundle: BundleMaker, step
     """Its manifest says INT8, and every Q/DQ was removed."""
 
     def undo(model: ir.Model) -> None:
-        for each in linear_nodes(model):
-            for value in each.node.inputs[:2]:
-                source = quantized_source(value)
-                producer = source.producer() if source is not None else None
-                if value is not None and producer is not None and producer.inputs[0] is not None:
-                    ir.convenience.replace_all_uses_with(value, producer.inputs[0])
         twin = load_graph(demo_bundle("t2v", "fp32").graph("transformer", "main"))
         map_weights(twin)
+        values = {value.name: value for node in model.graph for value in node.outputs}
         for each, exact in zip(linear_nodes(model), linear_nodes(twin), strict=True):
-            tensor = twin.graph.initializers[exact.weight].const_value
-            again = ir.val(exact.weight, const_value=tensor)
-            if exact.weight not in model.graph.initializers:
-                model.graph.register_initializer(again)
-                each.node.replace_input_with(1, again)
+            if exact.weight in model.graph.initializers:
+                continue
+            again = ir.val(exact.weight, const_value=twin.graph.initializers[exact.weight].const_value)
+            model.graph.register_initializer(again)
+            each.node.replace_input_with(1, again)
+            each.node.replace_input_with(0, values[exact.activation])
+            bias = f"{each.name}.bias"
+            model.graph.initializers[bias].const_value = twin.graph.initializers[bias].const_value
 
     bundle = spoiled(demo_bundle("t2v", "int8"), undo, tmp_path / "undone")
     verdict = judged(bundle, demo_bundle("t2v", "fp32"), steps("t2v"))
@@ -226,3 +241,30 @@ def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytes
     assert len(said["runs"]) == 2 and said["rel_l2"] == max(run["rel_l2"] for run in said["runs"])
     high = run(capfd, "gate", bundle.path, bundle.path, *quick)
     assert high.code == 2 and "is int8; give the fp32 bundle that" in high.err
+
+
+def good_recipes() -> list[Recipe]:
+    """25 ways to quantize well: every recipe that comes along, and every kind of method."""
+    made = [Recipe.load(name) for name in built_in_recipes() if name != "nvfp4"]
+    int8, fp8 = Recipe.load("int8"), Recipe.load("fp8")
+    for strength in (None, 0.5, 0.9):
+        for shift in (True, False):
+            for rounding in ("nearest", "gptq"):
+                made.append(replace(int8, name="int8", method=Method(strength, shift, rounding)))
+    made += [replace(int8, method=Method(observer=observer)) for observer in ("percentile", "mse")]
+    made += [replace(fp8, method=Method(observer=observer, rounding="gptq")) for observer in ("percentile", "mse")]
+    rules = (Rule("transformer_blocks.*.attn1.to_*", "fp8_per_channel"), Rule("*.ff.net.*", "fp8_per_channel"))
+    return [*made, replace(fp8, rules=rules)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_no_good_bundle_of_fifty_is_refused(task: str, demo_bundle: BundleMaker, steps: Steps, tmp_path: Path) -> None:
+    demo_bundle(task, "int8")
+    fp32, ranges = demo_bundle(task, "fp32"), Ranges.load(BUILD / f"work-{task}" / "ranges")
+    recipes = good_recipes()
+    assert len(recipes) == 25
+    for number, recipe in enumerate(recipes):
+        bundle = quantize_bundle(fp32, ranges, recipe, tmp_path / str(number))
+        verdict = judged(bundle, fp32, steps(task)[1:3])
+        assert verdict.faults == (), (recipe.name, recipe.method, verdict.faults)

@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from reelquant.quant.ranges import Provenance, Ranges, Samples
+from reelquant.quant.statistics import BINS, Channels
 from reelquant.runtime.errors import BadInput, BundleError
 
 PROVENANCE = Provenance("text-to-video", 42, 3, "ab" * 32, 2, 9, 32, 48, "openvino", "2026.4", "cd" * 32)
@@ -26,7 +27,14 @@ def made() -> Ranges:
     samples = Samples(np.array([999, 499])[step], conditional == 1, prompt.astype(np.int64))
     low = {name: rng.normal(-2, 0.3, 12).astype(np.float32) for name in ("add_1", "gelu::low")}
     high = {name: rng.normal(1, 0.3, 12).astype(np.float32) for name in low}
-    return Ranges(PROVENANCE, samples, low, high)
+    return Ranges(PROVENANCE, samples, low, high, {"gelu::low": channels()}, {"add_1": np.arange(BINS)})
+
+
+def channels() -> Channels:
+    """Of four channels, in two blocks."""
+    rng = np.random.default_rng(1)
+    low, high, mean = (rng.normal(0, 1, 4).astype(np.float32) for _ in range(3))
+    return Channels(low, high, mean, rng.normal(0, 1, (2, 2, 2)).astype(np.float32))
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
@@ -40,6 +48,10 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
         assert one.dtype == two.dtype and one.tolist() == two.tolist()
     for one, two in ((ranges.low, again.low), (ranges.high, again.high)):
         assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in two.items()}
+    assert again.channels.keys() == {"gelu::low"} and again.histograms["add_1"].tolist() == list(range(BINS))
+    for part in dataclasses.fields(Channels):
+        one, two = (getattr(each.channels["gelu::low"], part.name) for each in (ranges, again))
+        assert one.tolist() == two.tolist()
 
 
 def test_absmax_looks_at_both_ends_of_every_sample() -> None:
@@ -65,7 +77,11 @@ def test_the_digest_is_of_all_content_in_any_order() -> None:
     def bumped(table: Any) -> dict[str, Any]:
         return {name: np.nextafter(values, np.float32(np.sign(values[0]) * 9)) for name, values in table.items()}
 
+    moved = dataclasses.replace(channels(), mean=channels().mean + 1)
     others = [
+        dataclasses.replace(ranges, channels={"gelu::low": moved}),
+        dataclasses.replace(ranges, channels={}),
+        dataclasses.replace(ranges, histograms={"add_1": np.arange(BINS) + 1}),
         dataclasses.replace(ranges, low=bumped(ranges.low)),
         dataclasses.replace(ranges, high=bumped(ranges.high)),
         dataclasses.replace(ranges, samples=dataclasses.replace(ranges.samples, timestep=ranges.samples.timestep + 1)),

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from reelquant.quant.method import PLAIN, Method
 from reelquant.quant.numerics import FP8_E4M3, HIGH, INT8, NUMERICS, PerChannel, PerTensor, Quantized
-from reelquant.quant.recipe import Recipe
+from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.runtime.errors import BadInput
 from tests.quant.tiny import SHAPES
 
@@ -147,3 +148,58 @@ def test_a_pattern_that_matches_nothing_is_an_error_that_names_it(rules: str, pa
 
 def test_a_high_rule_may_be_about_any_node() -> None:
     parse('{match="node_Add_1", numerics="high"}').check([*SHAPES, "node_Add_1"], SHAPES)
+
+
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_a_recipe_is_written_as_it_is_read(name: str) -> None:
+    recipe = Recipe.load(name)
+    again = Recipe.parse(recipe.to_toml())
+    assert again == recipe and again.digest == recipe.digest
+
+
+def test_a_method_is_inherited_or_replaced() -> None:
+    rules = 'rules = [{match="*", numerics="high"}]'
+    inherited = Recipe.parse(f'{HEAD}extends = "int8"\n{rules}')
+    assert inherited.method == Recipe.load("int8").method == Method(0.8, True, "gptq", "minmax")
+    assert Recipe.parse(f'{HEAD}extends = "int8"\nmethod = {{}}\n{rules}').method == PLAIN == Method()
+    assert Recipe.parse(f"{HEAD}{rules}").method == PLAIN
+
+
+def test_a_rule_has_a_strength_of_its_own() -> None:
+    text = '{match="a.*", numerics="int8"}, {match="a.b", numerics="int8", strength=0.25, why="because"}'
+    recipe = Recipe.parse(f"{HEAD}method = {{strength = 0.8, shift = true}}\nrules = [{text}]")
+    assert recipe.method_of("a.c") == Method(0.8, True) and recipe.method_of("a.b") == Method(0.25, True)
+    rule = recipe.rule_of("a.b")
+    assert rule is not None and rule.why == "because" and recipe.rule_of("c") is None
+    assert Recipe.parse(recipe.to_toml()) == recipe
+    other = Recipe.parse(f"{HEAD}method = {{strength = 0.8, shift = true}}\nrules = [{text.replace('because', 'so')}]")
+    assert other.digest == recipe.digest
+    assert Recipe.parse(recipe.to_toml().replace("0.25", "0.5")).digest != recipe.digest
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("8", "method is not a table with keys of strength, shift, rounding, observer"),
+        ("{alpha = 0.5}", "unknown key 'alpha' in method; the keys are strength, shift, rounding, observer"),
+        ("{strength = 1.5}", "strength must be a number from 0 to 1"),
+        ("{strength = true}", "strength must be a number from 0 to 1"),
+        ("{shift = 1}", "shift must be true or false"),
+        ('{rounding = "up"}', "unknown rounding 'up'; one of nearest, gptq"),
+        ('{observer = "max"}', "unknown observer 'max'; one of minmax, percentile, mse"),
+    ],
+)
+def test_what_is_no_method(method: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Recipe.parse(f'{HEAD}method = {method}\nrules = [{{match="*", numerics="high"}}]')
+
+
+def test_a_rule_may_not_say_more() -> None:
+    with pytest.raises(BadInput, match="rule 1: strength must be a number from 0 to 1"):
+        parse('{match="*", numerics="int8", strength="strong"}')
+    with pytest.raises(BadInput, match="rule 1: why must be a text"):
+        parse('{match="*", numerics="int8", why=3}')
+
+
+def test_int8_stands_beside_int4() -> None:
+    assert parse('{match="a", numerics="int8"}, {match="b", numerics="int4_weight"}').formats == {"int8", "int4"}

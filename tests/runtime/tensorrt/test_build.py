@@ -61,6 +61,16 @@ def test_fp8_shrinks_the_transformers_weights(task: str, rtx_bundle: BundleMaker
     assert (stats["quantized_linears"], stats["weight_only_linears"], stats["quantized_attentions"]) == (36, 12, 6)
 
 
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.65), ("int4-weight", 0.4)])
+def test_balanced_int8_and_int4_weights_are_built(precision: str, share: float, rtx_bundle: BundleMaker) -> None:
+    """What balancing puts before Q keeps no product from fusing: the weights stay in 8 bit."""
+    found = {}
+    for name in ("fp16", precision):
+        records = rtx_bundle("t2v", name).manifest.engines["tensorrt-rtx"]["engines"]
+        (found[name],) = (each["evidence"] for each in records if each["component"] == "transformer")
+    assert found[precision]["weight_bytes"] < share * found["fp16"]["weight_bytes"]
+
+
 def test_nvfp4_is_built_for_blackwell_at_one_size(
     rtx_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

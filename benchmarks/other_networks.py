@@ -1,0 +1,146 @@
+"""What 8 bit would do to the networks that stay high: the VAE's decoder and the text encoder.
+
+    make peers && python -m benchmarks.other_networks --json
+
+``vae``: the decoder of one chunk with INT8 convolutions (NNCF, calibrated on the demo's own latents; of the 2B-sized
+one on random latents) against fp32, both on OpenVINO: time in turns, medians and the spread of the ratio, and what the
+frames lose. ``text_encoder``: weights stored as ``export --text-weights`` does: bytes, time, and the relative L2 of the
+embeddings and of the transformer's velocity that follows from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks.engines import fp32_bundle
+from benchmarks.variants import VARIANTS
+from demo.fidelity import tasks
+from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.passes.store_weights import STORAGES, store_weights
+from reelquant.quant.teacher import Difference, Trial
+from reelquant.runtime import load_pipeline
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import Plan, open_plan
+
+Feeds = Mapping[str, NDArray[Any]]
+_WARM = 2
+
+
+def in_turns(plans: Mapping[str, Plan], feeds: Feeds, repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, the plans taking turns."""
+    taken: dict[str, list[float]] = {name: [] for name in plans}
+    for turn in range(repeats + _WARM):
+        for name, plan in plans.items():
+            began = time.perf_counter()
+            plan.run(feeds)
+            if turn >= _WARM:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def ratio(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    found = [one / two for one, two in zip(taken, base, strict=True)]
+    low, high = (float(value) for value in np.quantile(found, [0.1, 0.9]))
+    return {"seconds_ratio": round(statistics.median(found), 3), "spread": [round(low, 3), round(high, 3)]}
+
+
+def chunks(bundle: Bundle, latents: NDArray[np.float32]) -> list[Feeds]:
+    """What the decoder's second graph is fed on the way through a clip's ``latents`` [1, frames, channels, height, width]."""
+    values = np.moveaxis(latents, 1, 2)
+    first, then = (open_plan("onnxruntime", bundle.graph("vae_decoder", name)) for name in ("first", "next"))
+    results = first.run({"latents": np.ascontiguousarray(values[:, :, :3])})
+    fed: list[Feeds] = []
+    for start in range(3, values.shape[2], 2):
+        caches = {name.removeprefix("next_"): value for name, value in results.items() if name.startswith("next_cache")}
+        chunk = {"latents": np.ascontiguousarray(values[:, :, start : start + 2]), **caches}
+        fed.append({name: chunk[name] for name in then.inputs})
+        results = then.run(fed[-1])
+    return fed
+
+
+def vae(name: str, bundle: Bundle, samples: list[Feeds], peers: Path, repeats: int) -> dict[str, Any]:
+    graph = bundle.graph("vae_decoder", "next")
+    with TemporaryDirectory() as folder:
+        work = Path(folder)
+        onnx.save(onnx.load(graph), work / "model.onnx")
+        arrays: dict[str, Any] = {f"{n}/{key}": value for n, fed in enumerate(samples) for key, value in fed.items()}
+        np.savez(work / "samples.npz", **arrays)
+        (work / "linears.txt").write_text("", encoding="utf-8")  # all convolutions
+        script = Path(__file__).with_name("peer_quantizers.py")
+        subprocess.run([str(peers), str(script), "nncf", "int8", str(work)], check=True, stdout=subprocess.DEVNULL)
+        plans = {"fp32": open_plan("openvino", graph), "int8": open_plan("openvino", work / "nncf-int8.xml")}
+        taken = in_turns(plans, samples[-1], repeats)
+        wanted, found = (plan.run(samples[-1])["frames"] for plan in plans.values())
+    error = float(np.square(found.clip(-1, 1) - wanted.clip(-1, 1), dtype=np.float64).mean())
+    psnr = round(10 * np.log10(4 / error), 1)
+    return {"network": f"{name} vae_decoder", "precision": "int8", "psnr": psnr, **ratio(taken["int8"], taken["fp32"])}
+
+
+def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
+    tokenizer = load_pipeline(bundle.path, "onnxruntime").tokenizer
+    captions = [task.scene.caption for task in tasks(8)]
+    ids = np.stack([np.asarray(tokenizer.encode(caption), np.int64).reshape(-1) for caption in captions])
+    feeds = {"input_ids": ids}
+    step = Trial("demo", prompts=1, steps=2).record(bundle)[0]
+    transformer = open_plan("openvino", bundle.graph("transformer", "main"))
+    rows = []
+    with TemporaryDirectory() as folder:
+        plans, sizes = {}, {}
+        for storage in STORAGES:
+            model = load_graph(bundle.graph("text_encoder", "main"))
+            map_weights(model)
+            store_weights(model, storage)
+            save_graphs(Path(folder) / storage, {"main": model})
+            sizes[storage] = sum(path.stat().st_size for path in (Path(folder) / storage).iterdir())
+            plans[storage] = open_plan("openvino", Path(folder) / storage / "main.onnx")
+        taken = in_turns(plans, feeds, repeats)
+        embeds = {storage: plan.run(feeds)["embeds"] for storage, plan in plans.items()}
+        velocity = {}
+        for storage, found in embeds.items():
+            text = np.ascontiguousarray(found[:2])
+            velocity[storage] = transformer.run({**{n: step.feeds[n] for n in transformer.inputs}, "text": text})[
+                "velocity"
+            ]
+    for storage in STORAGES[1:]:
+        row = {"network": "demo-t2v text_encoder", "precision": storage, "bytes_ratio": sizes[storage] / sizes["fp32"]}
+        row["embeds_rel_l2"] = Difference.of(embeds[storage], embeds["fp32"]).rel_l2
+        row["velocity_rel_l2"] = Difference.of(velocity[storage], velocity["fp32"]).rel_l2
+        rows.append({**row, **ratio(taken[storage], taken["fp32"])})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundles", type=Path, default=Path("build"), help="where make export put demo-t2v-fp32")
+    parser.add_argument("--work", type=Path, default=Path("build/quantizers"), help="keeps the random VAE")
+    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="made by make peers")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    demo = Bundle.open(arguments.bundles / "demo-t2v-fp32")
+    last = Trial("demo", prompts=2, steps=4).record(demo)[-1]
+    scale = float(demo.manifest.vae["scaling_factor"])
+    samples = chunks(demo, np.asarray(last.feeds["latents"][:1] / scale, np.float32))
+    large = fp32_bundle(arguments.work, "cogvideox-2b", VARIANTS["cogvideox-2b"], ("vae_decoder",))
+    noise = np.random.default_rng(0).standard_normal((1, 5, 16, 16, 24), dtype=np.float32)
+    rows = [vae("demo-t2v", demo, samples, arguments.peers, arguments.repeats)]
+    rows.append(vae("cogvideox-2b", large, chunks(large, noise), arguments.peers, max(3, arguments.repeats // 3)))
+    rows += text_encoder(demo, arguments.repeats)
+    print(json.dumps({"rows": rows}, indent=1) if arguments.json else "\n".join(map(str, rows)))
+
+
+if __name__ == "__main__":
+    main()
