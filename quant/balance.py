@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from reelquant.quant.primitives import in_base
 from reelquant.quant.statistics import Channels, Floats
 
 _TINY = 1e-9  # of a channel that is always zero
@@ -22,20 +23,30 @@ _WIDEST = 1e4  # of a channel's scale against the geometric mean of all
 
 @dataclass(frozen=True, eq=False)
 class Balance:
-    """``scale`` and ``shift``: float32 [K]; ``absmax`` of x', whose ``mean`` is float32 [K]."""
+    """x' = x·``factor`` + ``summand``, both float32 [K] and exact in the graph's base; ``absmax`` of x', and its ``mean`` [K]."""
 
-    scale: Floats
-    shift: Floats
+    factor: Floats
+    summand: Floats
     absmax: float
     mean: Floats
+
+    @property
+    def scale(self) -> Floats:
+        """s = 1 / factor, float32 [K]."""
+        return np.asarray(1 / self.factor, np.float32)
+
+    @property
+    def shift(self) -> Floats:
+        """c = -summand / factor, float32 [K]."""
+        return np.asarray(-self.summand / self.factor, np.float32)
 
     def weight(self, matrix: Floats) -> Floats:
         """W' of a weight [K, N]."""
         return matrix * self.scale[:, None]
 
 
-def balance(channels: Channels, weights: Sequence[Floats], strength: float, shift: bool) -> Balance:
-    """Balance an activation [..., K] against all ``weights`` [K, N] that read it.
+def balance(channels: Channels, weights: Sequence[Floats], strength: float, shift: bool, base: str = "fp32") -> Balance:
+    """Balance an activation [..., K] against all ``weights`` [K, N] that read it, in a graph that computes in ``base``.
 
     ``strength`` is SmoothQuant's α: 0 leaves weights' rows equally large, 1 activations' channels. Without ``shift`` no
     channel is moved.
@@ -44,16 +55,16 @@ def balance(channels: Channels, weights: Sequence[Floats], strength: float, shif
     reach = np.maximum(channels.high - centre, centre - channels.low) + _TINY
     rows = np.max([np.abs(matrix).max(axis=1) for matrix in weights], axis=0) + _TINY
     logarithm = strength * np.log(reach) - (1 - strength) * np.log(rows)
-    scale = np.clip(np.exp(logarithm - logarithm.mean()), 1 / _WIDEST, _WIDEST).astype(np.float32)
-    return Balance(
-        scale=scale,
-        shift=centre.astype(np.float32),
-        absmax=float((reach / scale).max()),
-        mean=((channels.mean - centre) / scale).astype(np.float32),
-    )
+    scale = np.clip(np.exp(logarithm - logarithm.mean()), 1 / _WIDEST, _WIDEST)
+    # Rounded before anything is computed with them: what the weights and the bias undo is what the graph does.
+    return _measured(channels, in_base(1 / scale, base), in_base(-centre / scale, base))
 
 
 def identity(channels: Channels) -> Balance:
     """The balance that changes nothing."""
-    ones = np.ones_like(channels.low)
-    return Balance(ones, np.zeros_like(ones), float(max(channels.high.max(), -channels.low.min())), channels.mean)
+    return _measured(channels, np.ones_like(channels.low), np.zeros_like(channels.low))
+
+
+def _measured(channels: Channels, factor: Floats, summand: Floats) -> Balance:
+    ends = [np.abs(end * factor + summand).max() for end in (channels.low, channels.high)]
+    return Balance(factor, summand, float(max(ends)), channels.mean * factor + summand)

@@ -35,4 +35,8 @@ class Budget:
         return cls(found[1], limit)
 
     def __str__(self) -> str:
-        return f"size<={self.limit / 1e6:.6g}MB" if self.kind == "size" else f"{self.kind}<={self.limit:.6g}"
+        return f"{self.kind}<={self.said(self.limit)}"
+
+    def said(self, amount: float) -> str:
+        """An amount of this kind, as a person reads it."""
+        return f"{amount / 1e6:.6g}MB" if self.kind == "size" else f"{amount:.6g}"

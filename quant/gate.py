@@ -41,7 +41,7 @@ LIMITS = {
     "bf16": Limits(0.08, 0.04, 0.04, 0.996, 4.0),
     "int8": Limits(0.10, 0.07, 0.20, 0.995, 4.0),
     "fp8": Limits(0.15, 0.12, 0.27, 0.99, 4.0),
-    "int4": Limits(0.30, 0.25, 0.60, 0.96, 4.0),
+    "int4": Limits(0.20, 0.12, 0.30, 0.98, 4.0),
 }
 # A quantized run that is closer than this to its twin was not quantized.
 _LEAST = 1e-4

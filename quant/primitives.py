@@ -16,6 +16,7 @@ Floats = NDArray[np.float32]
 # matters because engines flush denormals to zero.
 SMALLEST_SCALE = np.float32(np.finfo(np.float32).tiny * 2**9)
 _MAX = np.finfo(np.float32).max
+_BASES = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def scale_from_absmax(absmax: ArrayLike, format: Format) -> Floats:
@@ -80,6 +81,11 @@ def _along(scale: Floats, axis: int, shape: tuple[int, ...]) -> Floats:
     return scale.reshape([-1 if i == axis else 1 for i in range(len(shape))])
 
 
+def in_base(values: NDArray[Any], base: str) -> Floats:
+    """The nearest numbers of ``base`` ("fp32", "fp16", "bf16") to ``values`` [...], as float32."""
+    return np.asarray(values, np.float32).astype(_BASES[base]).astype(np.float32)
+
+
 def representable(scales: Floats, base: str) -> Floats:
     """The smallest numbers of ``base`` ("fp32", "fp16", "bf16") that are not below ``scales``, as float32.
 
@@ -90,7 +96,7 @@ def representable(scales: Floats, base: str) -> Floats:
     """
     if base == "fp32":
         return scales
-    dtype = np.dtype(np.float16 if base == "fp16" else ml_dtypes.bfloat16)
+    dtype = _BASES[base]
     with np.errstate(over="ignore"):
         nearest = scales.astype(dtype)
     above = np.nextafter(nearest, np.asarray(np.inf, dtype))

@@ -59,7 +59,7 @@ def search(
     """The recipe with the fewest bytes high that keeps ``rel_l2``, or with the least error within a size or a time.
 
     Raises:
-        BadInput: the size or the time is over the budget even with all quantized that ``recipe`` names.
+        BadInput: the budget is not kept with all quantized that ``recipe`` names, or only with nothing, or in any case.
     """
     graph = load_graph(bundle.graph("transformer", "main"))
     bytes_of = {linear.name: 4 * linear.shape[0] * linear.shape[1] for linear in linear_nodes(graph)}
@@ -68,9 +68,13 @@ def search(
         "seconds": lambda tried: _seconds(bundle, ranges, tried, engine),
     }
     measure = measures.get(budget.kind)
-    if measure is not None and (least := measure(recipe)) > budget.limit:
-        found_least = Budget(budget.kind, least)
-        raise BadInput(f"all quantized that {recipe.name} names comes to {found_least}; {budget} needs another recipe")
+    if measure is not None:
+        least, most = measure(recipe), measure(replace(recipe, rules=(*recipe.rules, Rule("*", "high"))))
+        if least > budget.limit:
+            said = f"all quantized that {recipe.name} names comes to {budget.said(least)}"
+            raise BadInput(f"{said}; {budget} needs another recipe")
+        if most <= budget.limit:
+            raise BadInput(f"unquantized it comes to {budget.said(most)}, which keeps {budget}; give less")
     with opened_probe(bundle, ranges, recipe, steps, engine, progress) as probe:
         errors = probe.errors(progress)
         # An attention has no bytes of its own; it counts as much as a linear does on average.
@@ -79,6 +83,10 @@ def search(
         order = sorted(probe.products, key=lambda name: -(errors[name] ** 2) / costs[name])
         if measure is None:
             high = _within_error(probe, errors, costs, order, budget.limit)
+            if len(high) == len(order):
+                raise BadInput(
+                    f"{budget} leaves nothing quantized of what {recipe.name} names; allow more, or use fp32"
+                )
         else:
             high = _most(order, lambda count: measure(_kept(recipe, order[:count])) <= budget.limit)
         found = replace(

@@ -88,10 +88,10 @@ class QdqReport:
 def insert_qdq(
     model: ir.Model, ranges: Ranges, recipe: Recipe, base: str = "fp32", progress: Progress = SILENT
 ) -> QdqReport:
-    """Quantize, in place, what ``recipe`` names; biases and everything else stay as they are.
+    """Quantize, in place, what ``recipe`` names. Biases take what balancing and rounding come to; all else stays as it is.
 
-    ``base`` is what the float32 ``model`` will compute in at last ("fp32", "fp16", "bf16"): scales fit it. 8-bit weights
-    are computed when the model is saved, one at a time, so a model larger than memory passes.
+    ``base`` is what the float32 ``model`` will compute in at last ("fp32", "fp16", "bf16"): scales fit it. Weights that
+    are balanced or compensated are computed here and held in 8 bit; others when the model is saved, one at a time.
 
     Raises:
         BadInput: a rule of the recipe matches nothing, the graph is already quantized, or the ranges miss a tensor.
@@ -152,7 +152,7 @@ def _quantize_group(inserter: QdqInserter, group: _Group, ranges: Ranges) -> Non
         format = numerics.format
         if method.balances and channels is not None:
             weights = [inserter.matrix(linear) for linear in group.linears]
-            balanced = balance(channels, weights, method.strength or 0.0, method.shift)
+            balanced = balance(channels, weights, method.strength or 0.0, method.shift, inserter.base)
             absmax = balanced.absmax
         else:
             absmax = _threshold(ranges, name, method.observer, format)

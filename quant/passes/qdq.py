@@ -29,7 +29,7 @@ class QdqInserter:
     """
 
     def __init__(self, graph: ir.Graph, base: str) -> None:
-        self.graph, self._base = graph, base
+        self.graph, self.base = graph, base
         self._pairs: dict[tuple[str, Format, Balance | None], ir.Value] = {}
         self._weights: dict[
             tuple[str, Format, Granularity | Blocked, Treatment | None], tuple[ir.Value, Floats | None]
@@ -44,7 +44,7 @@ class QdqInserter:
 
     def rounded(self, scales: Floats) -> Floats:
         """``scales`` as the base can hold them."""
-        return representable(scales, self._base)
+        return representable(scales, self.base)
 
     def matrix(self, linear: Linear) -> Floats:
         """The weight of ``linear`` as [K, N].
@@ -95,7 +95,7 @@ class QdqInserter:
 
     def _pair(self, value: ir.Value, name: str, scale: Floats, format: Format, reader: ir.Node) -> ir.Value:
         """x → Q → DQ, placed before ``reader``, the first that asks for it."""
-        stored_scale = self.store(f"{name}_scale", representable(scale, self._base))
+        stored_scale = self.store(f"{name}_scale", representable(scale, self.base))
         zero_point = self._zero_point(format, ())
         stored = ir.val(name, _dtype(format), value.shape)
         again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
@@ -105,13 +105,13 @@ class QdqInserter:
         return again
 
     def _balanced(self, value: ir.Value, name: str, balance: Balance, reader: ir.Node) -> ir.Value:
-        """x · 1/s - c/s, before ``reader``: one pass over the tensor, which engines join with Q."""
+        """x · factor + summand, before ``reader``: one pass over the tensor, which engines join with Q."""
         for operator, what, result_name, numbers in (
-            ("Mul", "balance", f"{name}_balanced", 1 / balance.scale),
-            ("Add", "shift", f"{name}_shifted", -balance.shift / balance.scale),
+            ("Mul", "balance", f"{name}_balanced", balance.factor),
+            ("Add", "shift", f"{name}_shifted", balance.summand),
         ):
             result = ir.val(result_name, ir.DataType.FLOAT, value.shape)
-            factor = self.store(f"{name}_{what}", numbers.astype(np.float32))
+            factor = self.store(f"{name}_{what}", numbers)
             self.graph.insert_before(reader, ir.node(operator, [value, factor], outputs=[result], name=result.name))
             value = result
         return value
@@ -125,7 +125,7 @@ class QdqInserter:
         try:
             if treatment is not None:
                 matrix = treatment.weight(matrix)
-            scales = representable(weight_scales(matrix, format, granularity), self._base)
+            scales = representable(weight_scales(matrix, format, granularity), self.base)
         except ValueError as error:
             raise BundleError(f"cannot quantize {linear.weight}: {error}; check the checkpoint it came from") from error
         axis = granularity.axis if isinstance(granularity, PerChannel) else 0
@@ -142,7 +142,7 @@ class QdqInserter:
             found = quantize(_oriented(source.numpy(), linear), scales, format, axis) if rounded is None else rounded
             return ir.tensor(np.ascontiguousarray(_oriented(found, linear)), name=name)
 
-        # Computed when the model is saved, one at a time, so a model larger than memory passes.
+        # Without treatment computed when the model is saved, one at a time, so a model larger than memory passes.
         stored = ir.val(name, const_value=ir.LazyTensor(values, dtype, shape, name=name))
         self.graph.register_initializer(stored)
         turned = linear.transposed and isinstance(granularity, Blocked)

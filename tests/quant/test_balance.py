@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from reelquant.quant.balance import balance, identity
+from reelquant.quant.primitives import in_base
 from reelquant.quant.statistics import Channels
 
 K = 24
@@ -71,3 +72,16 @@ def test_the_identity_changes_nothing() -> None:
     x = activation()
     found = identity(channels_of(x))
     assert found.absmax == np.float32(np.abs(x).max()) and not found.shift.any() and (found.scale == 1).all()
+
+
+@pytest.mark.parametrize("base", ["fp16", "bf16"])
+def test_a_base_holds_what_the_graph_computes_with(base: str) -> None:
+    """And the product stays, since weights and bias undo the rounded numbers."""
+    x, rng = activation(), np.random.default_rng(1)
+    weight = rng.normal(0, 1, (K, 7)).astype(np.float32)
+    found = balance(channels_of(x), [weight], 0.8, True, base)
+    for numbers in (found.factor, found.summand):
+        assert (in_base(numbers, base) == numbers).all()
+    balanced = x * found.factor + found.summand
+    np.testing.assert_allclose(balanced @ found.weight(weight) + found.shift @ weight, x @ weight, rtol=1e-3, atol=1e-3)
+    assert np.abs(balanced).max() == pytest.approx(found.absmax, rel=1e-5)
