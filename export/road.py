@@ -114,7 +114,10 @@ def export_checkpoint(
         defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
         config = checkpoint.config("transformer")
         plan.calibration.clip_size(defaults, checkpoint.geometry, config, checkpoint.text_tokens)
-        data.check_tokens(prompts, Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source))
+        tokenizer = Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source)
+        data.check_tokens(prompts, tokenizer)
+        tried = data.last(Trial.prompts, checkpoint.task)
+        tried.check_tokens(len(tried.prompts), tokenizer)
     if recipe is None and base == "fp32" and work is None:
         say(f"trace {checkpoint.name}")
         bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, plan.text_weights)

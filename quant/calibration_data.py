@@ -15,11 +15,12 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Prompts in file order and images in name order; image i goes with prompt i."""
+    """Prompts in file order and images in name order; image i goes with prompt i. ``before`` are prompts left out."""
 
     name: str
     prompts: tuple[str, ...]
     images: tuple[Path, ...]
+    before: int = 0
 
     @classmethod
     def load(cls, name_or_path: str) -> CalibrationData:
@@ -57,7 +58,7 @@ class CalibrationData:
         Raises:
             BadInput: one is too long; the message says which, and what to do.
         """
-        for number, prompt in enumerate(self.first(count), 1):
+        for number, prompt in enumerate(self.first(count), self.before + 1):
             try:
                 tokenizer.encode(prompt)
             except BadInput as error:
@@ -78,15 +79,13 @@ class CalibrationData:
             )
         return list(self.images[:count])
 
-    def last(self, count: int) -> CalibrationData:
-        """The set of the last ``count`` prompts and their images: what a calibration on the first ones did not see.
-
-        Raises:
-            BadInput: there are fewer, or none are wanted.
+    def last(self, count: int, task: str) -> CalibrationData:
+        """The set of the last ``count`` prompts, or of all if there are fewer: what a calibration on the first ones did not
+        see. For image-to-video the last that have an image.
         """
-        self.first(count)
-        start = len(self.prompts) - count
-        return CalibrationData(self.name, self.prompts[start:], self.images[start : start + count])
+        usable = min(len(self.prompts), len(self.images)) if task == "i2v" else len(self.prompts)
+        start = max(0, usable - count)
+        return CalibrationData(self.name, self.prompts[start:usable], self.images[start:usable], start)
 
     def requests(self, task: str, prompts: int, seed: int, steps: int, size: Size | None = None) -> list[Request]:
         """One clip for each of the first ``prompts``, with seeds from ``seed`` on; of the bundle's size without ``size``.

@@ -57,7 +57,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Trial:
-    """The clips on which a quantized transformer is tried: the last ``prompts`` of ``data``, ``steps`` steps each.
+    """The clips on which a quantized transformer is tried: the last ``prompts`` of ``data`` (all, if it has fewer), ``steps`` steps each.
 
     ``size`` is theirs, without it the bundle's.
     """
@@ -71,10 +71,13 @@ class Trial:
 
     def requests(self, task: str) -> list[Request]:
         """Raises:
-        BadInput: too few prompts or images.
+        BadInput: no prompts, or images.
         """
-        held_out = CalibrationData.load(self.data).last(self.prompts)
-        return held_out.requests(task, self.prompts, self.seed, self.steps, self.size)
+        data = CalibrationData.load(self.data)
+        held_out = data.last(self.prompts, task)
+        if not held_out.prompts:
+            data.requests(task, self.prompts, self.seed, self.steps)  # says what is missing
+        return held_out.requests(task, len(held_out.prompts), self.seed, self.steps, self.size)
 
     def record(self, bundle: Bundle, progress: Progress = SILENT) -> list[Step]:
         """Every run of ``bundle``'s transformer in these clips (:func:`record_steps`)."""

@@ -7,8 +7,10 @@ import pytest
 from demo.architecture import TEXT_TOKENS, build_tokenizer
 from demo.clips import held_out_scenes
 from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.teacher import Trial
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.images import load_image
+from reelquant.runtime.tokenizer import Tokenizer
 from tests.conftest import ROOT
 
 
@@ -71,3 +73,21 @@ def test_folders_without_readable_prompts(tmp_path: Path, text: bytes | None) ->
         (tmp_path / "prompts.txt").write_bytes(text)
     with pytest.raises(BadInput, match=r"no calibration data in .*folder with prompts.txt \(one prompt a line\)"):
         CalibrationData.load(str(tmp_path))
+
+
+def test_the_last_prompts_are_tried(tmp_path: Path) -> None:
+    """With their own images; all of a set that has fewer; and an error counts from the file's first prompt."""
+    data = CalibrationData.load(str(folder(tmp_path, "one\ntwo\nthree\nfour", ("a.png", "b.png", "c.png"))))
+    assert data.last(2, "t2v").prompts == ("three", "four")
+    tried = data.last(2, "i2v")
+    assert tried.prompts == ("two", "three") and [image.name for image in tried.images] == ["b.png", "c.png"]
+    assert data.last(9, "t2v").prompts == data.prompts and data.last(9, "i2v").prompts == data.prompts[:3]
+    requests = Trial(str(tmp_path), prompts=9, steps=3).requests("i2v")
+    assert [(request.prompt, request.seed, request.steps) for request in requests] == [
+        ("one", 1000, 3), ("two", 1001, 3), ("three", 1002, 3)
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match=r"general has 0 images for 2 prompts"):
+        Trial("general").requests("i2v")
+    long = CalibrationData("mine", ("a", "b", "red " * 99), ()).last(1, "t2v")
+    with pytest.raises(BadInput, match="calibration data mine, prompt 3: .*, or calibrate on another set"):
+        long.check_tokens(1, Tokenizer.of(build_tokenizer(), TEXT_TOKENS, "demo"))
