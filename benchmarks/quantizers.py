@@ -114,10 +114,10 @@ def linears_only(name: str) -> Recipe:
     return replace(recipe, rules=tuple(Rule(match, numerics) for match in LINEARS))
 
 
-def quantized(case: Case, work: Path, peers: Path | None) -> Iterator[tuple[str, str, Path]]:
-    """(quantizer, precision, graph) of each."""
+def quantized(case: Case, work: Path, peers: Path | None, only: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
+    """(quantizer, precision, graph) of each; of ours those named ``only``, if any."""
     ranges = ranges_of(case)
-    for name in OURS:
+    for name in only or OURS:
         model = load_graph(case.graph)
         map_weights(model)
         insert_qdq(model, ranges, linears_only(name))
@@ -179,7 +179,9 @@ def clip_facts(case: Case, clips: list[Pixels], fp32: list[Pixels], wanted: list
 NO_CLIPS: dict[str, None] = {"psnr": None, "ssim": None, "fidelity": None}
 
 
-def compare(case: Case, peers: Path | None, prompts: int, steps: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def compare(
+    case: Case, peers: Path | None, prompts: int, steps: int, only: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     wanted = tasks(prompts) if case.task else []
     other = open_plan("openvino", case.graph)
     floor: dict[str, Any] = {"rel_l2": rel_l2(other, case.held_out), **NO_CLIPS}
@@ -193,7 +195,7 @@ def compare(case: Case, peers: Path | None, prompts: int, steps: int) -> tuple[l
     rows = [{**first, "bytes": stored}]
     print(json.dumps({"noise_floor": {case.name: floor}, **rows[0]}), file=sys.stderr, flush=True)
     with TemporaryDirectory() as folder:
-        for quantizer, precision, graph in quantized(case, Path(folder), peers):
+        for quantizer, precision, graph in quantized(case, Path(folder), peers, only):
             plan = open_plan(_engine_of(quantizer, precision), graph)
             row: dict[str, Any] = {"quantizer": quantizer, "model": case.name, "precision": precision}
             row |= {"rel_l2": rel_l2(plan, case.held_out), **NO_CLIPS}
@@ -252,6 +254,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4, help="of the random checkpoint")
     parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="made by make peers")
     parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--only", nargs="*", default=(), choices=OURS, help="of ours")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8, help="of each clip")
     parser.add_argument("--json", action="store_true")
@@ -263,7 +266,7 @@ def main() -> None:
     with _cases(arguments) as cases:
         for case in cases:
             peers = None if arguments.without_peers else arguments.peers
-            found, floors[case.name] = compare(case, peers, arguments.prompts, arguments.steps)
+            found, floors[case.name] = compare(case, peers, arguments.prompts, arguments.steps, arguments.only)
             rows += found
     print(json.dumps({"rows": rows, "noise_floor": floors}, indent=1) if arguments.json else table(rows, floors))
 

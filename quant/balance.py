@@ -19,11 +19,15 @@ from reelquant.quant.statistics import Channels, Floats
 
 _TINY = 1e-9  # of a channel that is always zero
 _WIDEST = 1e4  # of a channel's scale against the geometric mean of all
+# A channel is taken to reach so many standard deviations, also where calibration saw less of it: a channel that hardly
+# moves in a few clips would be stretched over the whole grid, and clipped in the next clip (docs/benchmarks.md).
+_DEVIATIONS = 3.5
 
 
 @dataclass(frozen=True, eq=False)
 class Balance:
-    """x' = x·``factor`` + ``summand``, both float32 [K] and exact in the graph's base; ``absmax`` of x', and its ``mean`` [K]."""
+    """x' = x·``factor`` + ``summand``, both float32 [K] and exact in the graph's base; ``absmax`` of
+    x', and its ``mean`` [K]."""
 
     factor: Floats
     summand: Floats
@@ -52,19 +56,18 @@ def balance(channels: Channels, weights: Sequence[Floats], strength: float, shif
     channel is moved.
     """
     centre = (channels.low + channels.high) / 2 if shift else np.zeros_like(channels.low)
-    reach = np.maximum(channels.high - centre, centre - channels.low) + _TINY
+    seen = np.maximum(channels.high - centre, centre - channels.low)
+    reach = np.maximum(seen, _DEVIATIONS * channels.deviation()) + _TINY
     rows = np.max([np.abs(matrix).max(axis=1) for matrix in weights], axis=0) + _TINY
     logarithm = strength * np.log(reach) - (1 - strength) * np.log(rows)
     scale = np.clip(np.exp(logarithm - logarithm.mean()), 1 / _WIDEST, _WIDEST)
     # Rounded before anything is computed with them: what the weights and the bias undo is what the graph does.
-    return _measured(channels, in_base(1 / scale, base), in_base(-centre / scale, base))
+    factor, summand = in_base(1 / scale, base), in_base(-centre / scale, base)
+    ends = [np.abs(end * factor + summand).max() for end in (centre - reach, centre + reach)]
+    return Balance(factor, summand, float(max(ends)), channels.mean * factor + summand)
 
 
 def identity(channels: Channels) -> Balance:
     """The balance that changes nothing."""
-    return _measured(channels, np.ones_like(channels.low), np.zeros_like(channels.low))
-
-
-def _measured(channels: Channels, factor: Floats, summand: Floats) -> Balance:
-    ends = [np.abs(end * factor + summand).max() for end in (channels.low, channels.high)]
-    return Balance(factor, summand, float(max(ends)), channels.mean * factor + summand)
+    ones = np.ones_like(channels.low)
+    return Balance(ones, np.zeros_like(ones), float(max(channels.high.max(), -channels.low.min())), channels.mean)

@@ -48,6 +48,11 @@ class Channels:
         mean = self.mean.astype(np.float64).reshape(len(self.second), -1)
         return self.second - mean[:, :, None] * mean[:, None, :]
 
+    def deviation(self) -> Floats:
+        """The standard deviation of each channel, float32 [K]."""
+        variance = np.concatenate([np.diag(block) for block in self.covariance()])
+        return np.asarray(np.sqrt(np.maximum(variance, 0)), np.float32)
+
 
 def blocks_of(channels: int) -> int:
     """Into how many equal blocks the second moments of so many channels are cut."""

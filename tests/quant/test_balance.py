@@ -13,9 +13,9 @@ K = 24
 
 
 def activation(seed: int = 0) -> np.ndarray:
-    """500 rows of K channels of very different sizes and centres."""
+    """500 rows of K channels of very different sizes and centres, each with values far out."""
     rng = np.random.default_rng(seed)
-    return rng.normal(0, 1, (500, K)) * np.exp(rng.normal(0, 1.5, K)) + rng.normal(0, 3, K)
+    return rng.normal(0, 1, (500, K)) ** 3 * np.exp(rng.normal(0, 1.5, K)) + rng.normal(0, 3, K)
 
 
 def channels_of(x: np.ndarray, blocks: int = 1) -> Channels:
@@ -56,6 +56,15 @@ def test_the_ends_of_the_strength() -> None:
     np.testing.assert_allclose(rows, rows[0], rtol=1e-4)
     largest, rows = spread(0.5)
     np.testing.assert_allclose(largest / rows, largest[0] / rows[0], rtol=1e-3)
+
+
+def test_a_channel_is_expected_to_reach_further_than_it_was_seen() -> None:
+    """Where every value lies within 3.5 standard deviations, as of 500 even ones."""
+    x = np.random.default_rng(3).uniform(-1, 1, (500, K)) + 5
+    weight = np.ones((K, 2), np.float32)
+    found = balance(channels_of(x), [weight], 1.0, True)
+    reach = np.abs((x - found.shift) / found.scale).max(0)
+    np.testing.assert_allclose(found.absmax / reach, 3.5 * x.std(0) / ((x.max(0) - x.min(0)) / 2), rtol=1e-3)
 
 
 def test_a_channel_of_zeros_or_of_one_value() -> None:
