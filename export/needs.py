@@ -14,7 +14,7 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.numerics import HIGH, Blocked, BlockQuantized, High, PerChannel
+from reelquant.quant.numerics import HIGH, Blocked, BlockQuantized, High, PerChannel, Quantized
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.statistics import blocks_of
@@ -159,6 +159,9 @@ def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> 
             total += count // 2 + 4 * count // numerics.weights.size
         else:
             total += count + 4 * (value.shape[0] if isinstance(numerics.weights, PerChannel) else 1)
+        if isinstance(numerics, Quantized) and recipe is not None and recipe.method_of(matrix).balances:
+            # A factor and a summand of each channel, once for to_q, to_k and to_v.
+            total += 0 if matrix.endswith((".to_k", ".to_v")) else 2 * 4 * value.shape[1]
     return total
 
 
