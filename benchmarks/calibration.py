@@ -3,9 +3,9 @@
     python -m benchmarks.calibration build/demo-t2v-fp32 --data demo --json
 
 ``curve``: for 1, 2, 4, … prompts, the error of scales, |1 - largest(these prompts) / largest(all)|, mean over tensors and
-over choices of prompts; and ``rel_l2`` of the int8 transformer
-calibrated on the first so many, on held-out steps. ``timesteps``: the largest value within a fifth of the timesteps
-over that of all, mean over tensors; 1 says that one static scale loses nothing. The same for the unconditional half.
+over choices of prompts; and ``rel_l2`` of the int8 transformer calibrated on the first so many, on held-out steps.
+``timesteps``: the largest value within a fifth of the timesteps over that of all, mean over tensors; 1 says that one
+static scale loses nothing. The same for the unconditional half.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from reelquant.quant.calibrate import calibrate
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.graph_files import load_graph, map_weights
+from reelquant.quant.graph_files import load_graph, load_mapped
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.scratch_plan import scratch_plan
-from reelquant.quant.teacher import Step, Trial
+from reelquant.quant.teacher import Step, Trial, pooled_rel_l2, velocities
 from reelquant.runtime.bundle import Bundle
 
 _CHOICES = 20
@@ -58,16 +58,10 @@ def group_share(ranges: Ranges, names: list[str], groups: NDArray[np.int64]) -> 
 
 
 def int8_error(bundle: Bundle, ranges: Ranges, steps: list[Step]) -> float:
-    model = load_graph(bundle.graph("transformer", "main"))
-    map_weights(model)
+    model = load_mapped(bundle.graph("transformer", "main"))
     insert_qdq(model, ranges, Recipe.load("int8"))
-    lost = norm = 0.0
     with scratch_plan(model, bundle.path, "openvino") as plan:
-        for step in steps:
-            found = plan.run({name: step.feeds[name] for name in plan.inputs})["velocity"]
-            lost += float(np.square(found - step.velocity, dtype=np.float64).sum())
-            norm += float(np.square(step.velocity, dtype=np.float64).sum())
-    return float(np.sqrt(lost / norm))
+        return pooled_rel_l2(velocities(plan, steps), [step.velocity for step in steps])
 
 
 def measured(bundle: Bundle, data: str, most: int, steps: int) -> dict[str, Any]:

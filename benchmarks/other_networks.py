@@ -12,48 +12,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from benchmarks.engines import fp32_bundle
+from benchmarks.peers import PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
 from demo.fidelity import tasks
-from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.store_weights import STORAGES, store_weights
 from reelquant.quant.teacher import Difference, Trial
+from reelquant.quant.timing import in_turns, ratios
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Plan, open_plan
-
-Feeds = Mapping[str, NDArray[Any]]
-_WARM = 2
+from reelquant.runtime.engine import Feeds, open_plan
 
 
-def in_turns(plans: Mapping[str, Plan], feeds: Feeds, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, the plans taking turns."""
-    taken: dict[str, list[float]] = {name: [] for name in plans}
-    for turn in range(repeats + _WARM):
-        for name, plan in plans.items():
-            began = time.perf_counter()
-            plan.run(feeds)
-            if turn >= _WARM:
-                taken[name].append(time.perf_counter() - began)
-    return taken
-
-
-def ratio(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
-    found = [one / two for one, two in zip(taken, base, strict=True)]
-    low, high = (float(value) for value in np.quantile(found, [0.1, 0.9]))
-    return {"seconds_ratio": round(statistics.median(found), 3), "spread": [round(low, 3), round(high, 3)]}
+def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
+    ratio, *spread = ratios(taken, base)
+    return {"seconds_ratio": round(ratio, 3), "spread": [round(one, 3) for one in spread]}
 
 
 def chunks(bundle: Bundle, latents: NDArray[np.float32]) -> list[Feeds]:
@@ -74,18 +56,19 @@ def vae(name: str, bundle: Bundle, samples: list[Feeds], peers: Path, repeats: i
     graph = bundle.graph("vae_decoder", "next")
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        onnx.save(onnx.load(graph), work / "model.onnx")
-        arrays: dict[str, Any] = {f"{n}/{key}": value for n, fed in enumerate(samples) for key, value in fed.items()}
-        np.savez(work / "samples.npz", **arrays)
-        (work / "linears.txt").write_text("", encoding="utf-8")  # all convolutions
-        script = Path(__file__).with_name("peer_quantizers.py")
-        subprocess.run([str(peers), str(script), "nncf", "int8", str(work)], check=True, stdout=subprocess.DEVNULL)
-        plans = {"fp32": open_plan("openvino", graph), "int8": open_plan("openvino", work / "nncf-int8.xml")}
-        taken = in_turns(plans, samples[-1], repeats)
+        hand_over(work, graph, samples, linears=())
+        made = quantized_by("nncf", "int8", work, peers)
+        plans = {"fp32": open_plan("openvino", graph), "int8": open_plan("openvino", made)}
+        taken = in_turns({key: (plan, samples[-1]) for key, plan in plans.items()}, repeats)
         wanted, found = (plan.run(samples[-1])["frames"] for plan in plans.values())
     error = float(np.square(found.clip(-1, 1) - wanted.clip(-1, 1), dtype=np.float64).mean())
     psnr = round(10 * np.log10(4 / error), 1)
-    return {"network": f"{name} vae_decoder", "precision": "int8", "psnr": psnr, **ratio(taken["int8"], taken["fp32"])}
+    return {
+        "network": f"{name} vae_decoder",
+        "precision": "int8",
+        "psnr": psnr,
+        **compared(taken["int8"], taken["fp32"]),
+    }
 
 
 def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
@@ -99,13 +82,12 @@ def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
     with TemporaryDirectory() as folder:
         plans, sizes = {}, {}
         for storage in STORAGES:
-            model = load_graph(bundle.graph("text_encoder", "main"))
-            map_weights(model)
+            model = load_mapped(bundle.graph("text_encoder", "main"))
             store_weights(model, storage)
             save_graphs(Path(folder) / storage, {"main": model})
             sizes[storage] = sum(path.stat().st_size for path in (Path(folder) / storage).iterdir())
             plans[storage] = open_plan("openvino", Path(folder) / storage / "main.onnx")
-        taken = in_turns(plans, feeds, repeats)
+        taken = in_turns({key: (plan, feeds) for key, plan in plans.items()}, repeats)
         embeds = {storage: plan.run(feeds)["embeds"] for storage, plan in plans.items()}
         velocity = {}
         for storage, found in embeds.items():
@@ -117,7 +99,7 @@ def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
         row = {"network": "demo-t2v text_encoder", "precision": storage, "bytes_ratio": sizes[storage] / sizes["fp32"]}
         row["embeds_rel_l2"] = Difference.of(embeds[storage], embeds["fp32"]).rel_l2
         row["velocity_rel_l2"] = Difference.of(velocity[storage], velocity["fp32"]).rel_l2
-        rows.append({**row, **ratio(taken[storage], taken["fp32"])})
+        rows.append({**row, **compared(taken[storage], taken["fp32"])})
     return rows
 
 
@@ -125,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, default=Path("build"), help="where make export put demo-t2v-fp32")
     parser.add_argument("--work", type=Path, default=Path("build/quantizers"), help="keeps the random VAE")
-    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="made by make peers")
+    parser.add_argument("--peers", type=Path, default=PYTHON, help="made by make peers")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

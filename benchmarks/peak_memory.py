@@ -2,7 +2,7 @@
 
     python -m benchmarks.peak_memory BUNDLE transformer openvino 9x256x256
 
-Imports the runtime alone: what a benchmark's own packages take would be measured too.
+Imports little but the runtime: what a benchmark's own packages take would be measured too.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from reelquant.quant.timing import step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.graphs import open_graphs
 from reelquant.runtime.pipeline import Pipeline
-from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 
@@ -31,17 +30,7 @@ def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: boo
     if component == "text_encoder":
         Pipeline(bundle, engine).encode_prompt("snow")
     elif component == "transformer":
-        shape = (shape[0] + -shape[0] % manifest.geometry.patch_t, *shape[1:])
-        learned = path / LEARNED if LEARNED in manifest.files else None
-        text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
-        feeds: dict[str, Any] = {
-            "latents": rng.standard_normal((2, *shape), dtype=np.float32),
-            "image_latents": np.zeros((2, *shape), np.float32),
-            "text": rng.standard_normal(text, dtype=np.float32),
-            "timestep": np.full(2, 500),
-            "ofs": np.full(1, 2, np.float32),
-            **position_inputs(manifest.transformer, manifest.text_tokens, shape, learned),
-        }
+        feeds = step_feeds(bundle, size)
         plan = open_graphs(bundle, "transformer", engine, "main")["main"]
         for _ in range(2):  # some engines take more in their second run
             plan.run({name: value for name, value in feeds.items() if name in plan.inputs})

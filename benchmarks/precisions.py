@@ -1,4 +1,4 @@
-"""What each precision costs in quality and saves in time: fp32, int8 and fp8 bundles of the demo, side by side.
+"""What each precision costs in quality and saves in time: fp32, int8, fp8 or other bundles of the demo, side by side.
 
     python -m benchmarks.precisions --prompts 64 --json
 
@@ -14,19 +14,15 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, psnr, renderer, tasks
-from reelquant.runtime import load_pipeline
+from reelquant.quant.timing import in_turns, ratios, step_feeds
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.graphs import open_graphs
-from reelquant.runtime.positions import position_inputs
-from reelquant.runtime.sizes import Size
-
-PRECISIONS = ("fp32", "int8", "fp8")
 
 
 def render_all(path: Path, wanted: list[Task], steps: int, engine: str) -> list[Pixels]:
@@ -34,39 +30,17 @@ def render_all(path: Path, wanted: list[Task], steps: int, engine: str) -> list[
     return [draw(task) for task in wanted]
 
 
-def step_times(paths: dict[str, Path], engine: str, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of one transformer run on a batch of two at the bundle's default size, the bundles taking turns."""
-    runs = {}
-    for name, path in paths.items():
-        bundle = load_pipeline(path, engine).bundle
-        manifest = bundle.manifest
-        defaults = manifest.defaults
-        shape = Size(defaults.frames, defaults.height, defaults.width).latent_shape(manifest.geometry)
-        rng = np.random.default_rng(0)
-        text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
-        feeds = {
-            "latents": rng.standard_normal((2, *shape), dtype=np.float32),
-            "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
-            "text": rng.standard_normal(text, dtype=np.float32),
-            "timestep": np.array([500, 500]),
-            **position_inputs(manifest.transformer, manifest.text_tokens, shape),
-        }
-        plan = open_graphs(bundle, "transformer", engine, "main")["main"]
-        runs[name] = (plan, {key: value for key, value in feeds.items() if key in plan.inputs})
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 2):
-        for name, (plan, feeds) in runs.items():
-            began = time.perf_counter()
-            plan.run(feeds)
-            if turn >= 2:  # the first runs compile and warm up
-                times[name].append(1000 * (time.perf_counter() - began))
-    return times
-
-
-def compare(folder: Path, task: str, prompts: int, steps: int, engine: str, repeats: int) -> list[dict[str, Any]]:
-    paths = {precision: folder / f"demo-{task}-{precision}" for precision in PRECISIONS}
+def compare(
+    folder: Path, task: str, precisions: list[str], prompts: int, steps: int, engine: str, repeats: int
+) -> list[dict[str, Any]]:
+    paths = {precision: folder / f"demo-{task}-{precision}" for precision in ("fp32", *precisions)}
     wanted = tasks(prompts)
-    times = step_times(paths, engine, repeats)
+    bundles = {precision: Bundle.open(path) for precision, path in paths.items()}
+    runs = {
+        name: (open_graphs(bundle, "transformer", engine, "main")["main"], step_feeds(bundle))
+        for name, bundle in bundles.items()
+    }
+    times = in_turns(runs, repeats)
     other = "onnxruntime" if engine == "openvino" else "openvino"
     few = wanted[: max(1, prompts // 8)]
     rows: list[dict[str, Any]] = []
@@ -77,9 +51,9 @@ def compare(folder: Path, task: str, prompts: int, steps: int, engine: str, repe
         fp32 = fp32 or clips
         against = render_all(path, few, steps, other) if precision == "fp32" else clips
         values = [min(psnr(a, b), 99.0) for a, b in zip(against, fp32, strict=False)]
-        ratios = [a / b for a, b in zip(times[precision], times["fp32"], strict=True)]
-        bundle = load_pipeline(path, engine).bundle
-        weights = sum(e.size for name, e in bundle.manifest.files.items() if name.startswith("transformer/"))
+        ratio, *spread = ratios(times[precision], times["fp32"])
+        files = bundles[precision].manifest.files
+        weights = sum(entry.size for name, entry in files.items() if name.startswith("transformer/"))
         rows.append(
             {
                 "task": task,
@@ -89,9 +63,9 @@ def compare(folder: Path, task: str, prompts: int, steps: int, engine: str, repe
                 "psnr_to_fp32": round(float(np.mean(values)), 2),
                 "psnr_to_fp32_least": round(float(np.min(values)), 2),
                 "transformer_bytes": weights,
-                "step_ms": round(statistics.median(times[precision]), 2),
-                "step_ratio": round(statistics.median(ratios), 3),
-                "step_ratio_spread": [round(float(q), 3) for q in np.quantile(ratios, [0.1, 0.9])],
+                "step_ms": round(1000 * statistics.median(times[precision]), 2),
+                "step_ratio": round(ratio, 3),
+                "step_ratio_spread": [round(one, 3) for one in spread],
             }
         )
     return rows
@@ -122,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, default=Path("build"), help="where make export put demo-TASK-PRECISION")
     parser.add_argument("--tasks", nargs="+", default=["t2v", "i2v"])
+    parser.add_argument("--precisions", nargs="+", default=["int8", "fp8"], help="beside fp32")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=30, help="timed transformer runs of each precision")
@@ -132,7 +107,13 @@ def main() -> None:
         row
         for task in arguments.tasks
         for row in compare(
-            arguments.bundles, task, arguments.prompts, arguments.steps, arguments.engine, arguments.repeats
+            arguments.bundles,
+            task,
+            arguments.precisions,
+            arguments.prompts,
+            arguments.steps,
+            arguments.engine,
+            arguments.repeats,
         )
     ]
     print(json.dumps({"rows": rows}, indent=1) if arguments.json else table(rows))

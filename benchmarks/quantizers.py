@@ -14,39 +14,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
 from skimage.metrics import structural_similarity
 
 from benchmarks.engines import fp32_bundle
+from benchmarks.peers import PEERS, PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, pipeline_renderer, psnr, tasks
 from reelquant.export.graphs import SAMPLES, transformer_inputs
 from reelquant.quant.calibrate import Recorder, observed_transformer
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.graph_files import WEIGHTS, load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import WEIGHTS, load_graph, load_mapped, save_graphs
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe, Rule
 from reelquant.quant.scratch_plan import scratch_plan
-from reelquant.quant.teacher import Step, record_steps
+from reelquant.quant.teacher import Step, pooled_rel_l2, record_steps, velocities
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Plan, open_plan
 from reelquant.runtime.request import Request
 
-PEERS = (("onnxruntime", "int8"), ("modelopt", "int8"), ("nncf", "int8"), ("modelopt", "fp8"), ("nncf", "fp8"))
 OURS = ("int8", "int8-minmax", "fp8", "fp8-minmax", "int8-weight", "int4-weight")
 # What every quantizer quantizes here: the blocks' linears, and no attention, which no peer does.
 LINEARS = ("transformer_blocks.*.attn1.to_*", "transformer_blocks.*.ff.net.*")
@@ -115,47 +112,37 @@ def linears_only(name: str) -> Recipe:
 
 
 def quantized(case: Case, work: Path, peers: Path | None, only: Sequence[str]) -> Iterator[tuple[str, str, Path]]:
-    """(quantizer, precision, graph) of each; of ours those named ``only``, if any."""
+    """(quantizer, precision, graph) of each, or of those named in ``only``."""
     ranges = ranges_of(case)
-    for name in only or OURS:
-        model = load_graph(case.graph)
-        map_weights(model)
+    for name in OURS:
+        if only and name not in only:
+            continue
+        model = load_mapped(case.graph)
         insert_qdq(model, ranges, linears_only(name))
         save_graphs(work / name, {"main": model})
         plain = name.endswith("-minmax")
         yield ("plain min-max" if plain else "reelquant"), name.removesuffix("-minmax"), work / name / "main.onnx"
     if peers is None:
         return
-    onnx.save(onnx.load(case.graph), work / "model.onnx")
-    inputs = [value.name for value in load_graph(case.graph).graph.inputs]
-    arrays: dict[str, Any] = {
-        f"{n}/{key}": step.feeds[key] for n, step in enumerate(case.calibration) for key in inputs if key
-    }
-    np.savez(work / "samples.npz", **arrays)
     chosen = linears_only("int8")
     named = [linear.name for linear in linear_nodes(load_graph(case.graph)) if chosen.rule_of(linear.name)]
-    (work / "linears.txt").write_text("\n".join(named), encoding="utf-8")
+    hand_over(work, case.graph, [step.feeds for step in case.calibration], named)
     for peer, precision in PEERS:
-        command = [str(peers), str(Path(__file__).with_name("peer_quantizers.py")), peer, precision, str(work)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=False)
-        if ran.returncode != 0:
-            print(f"{peer} {precision} failed: {ran.stderr[-2000:]}", file=sys.stderr)
+        if only and f"{peer}-{precision}" not in only:
             continue
-        yield peer, precision, next(work.glob(f"{peer}-{precision}.[ox][nm][nl]*"))
+        try:
+            yield peer, precision, quantized_by(peer, precision, work, peers)
+        except RuntimeError as error:  # the others are still worth seeing
+            print(error, file=sys.stderr)
 
 
 def rel_l2(plan: Plan, steps: Sequence[Step]) -> float:
-    lost = norm = 0.0
-    for step in steps:
-        found = plan.run({name: step.feeds[name] for name in plan.inputs})["velocity"]
-        lost += float(np.square(found - step.velocity, dtype=np.float64).sum())
-        norm += float(np.square(step.velocity, dtype=np.float64).sum())
-    return float(np.sqrt(lost / norm))
+    return pooled_rel_l2(velocities(plan, steps), [step.velocity for step in steps])
 
 
-def drawn(case: Case, plan: Plan | None, engine: str, wanted: list[Task], steps: int) -> list[Pixels]:
+def drawn(case: Case, plan: Plan | None, wanted: list[Task], steps: int) -> list[Pixels]:
     """The clips of ``wanted`` with ``plan`` as the transformer, everything else in fp32."""
-    pipeline = load_pipeline(case.bundle.path, engine)
+    pipeline = load_pipeline(case.bundle.path, _ENGINE)
     if plan is not None:
         pipeline.replace_transformer(plan)
     _, draw = pipeline_renderer(pipeline, steps, GUIDANCE)
@@ -185,11 +172,11 @@ def compare(
     wanted = tasks(prompts) if case.task else []
     other = open_plan("openvino", case.graph)
     floor: dict[str, Any] = {"rel_l2": rel_l2(other, case.held_out), **NO_CLIPS}
-    fp32 = drawn(case, None, _ENGINE, wanted, steps) if case.task else []
+    fp32 = drawn(case, None, wanted, steps) if case.task else []
     stored = sum(path.stat().st_size for path in case.graph.parent.iterdir())
     first: dict[str, Any] = {"quantizer": "none", "model": case.name, "precision": "fp32", "rel_l2": 0.0, **NO_CLIPS}
     if case.task:
-        again = drawn(case, open_plan("onnxruntime", case.graph), _ENGINE, wanted, steps)
+        again = drawn(case, open_plan("onnxruntime", case.graph), wanted, steps)
         floor |= clip_facts(case, again, fp32, wanted)
         first |= {"fidelity": clip_facts(case, fp32, fp32, wanted)["fidelity"]}
     rows = [{**first, "bytes": stored}]
@@ -200,7 +187,7 @@ def compare(
             row: dict[str, Any] = {"quantizer": quantizer, "model": case.name, "precision": precision}
             row |= {"rel_l2": rel_l2(plan, case.held_out), **NO_CLIPS}
             if case.task:
-                row |= clip_facts(case, drawn(case, plan, _ENGINE, wanted, steps), fp32, wanted)
+                row |= clip_facts(case, drawn(case, plan, wanted, steps), fp32, wanted)
             own = graph.parent.iterdir() if graph.parent != Path(folder) else graph.parent.glob(f"{graph.stem}.*")
             rows.append({**row, "bytes": sum(path.stat().st_size for path in own)})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -232,42 +219,37 @@ def table(rows: list[dict[str, Any]], floors: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _cases(arguments: argparse.Namespace) -> Iterator[Iterator[Case]]:
-    def made() -> Iterator[Case]:
-        for name in arguments.models:
-            if name == "cogvideox-2b":
-                yield random_case(arguments.work, arguments.layers)
-            else:
-                bundle = Bundle.open(arguments.bundles / f"{name}-fp32")
-                yield demo_case(bundle, bundle.manifest.task)
-
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    yield made()
+def _case(name: str, arguments: argparse.Namespace) -> Case:
+    if name == "cogvideox-2b":
+        return random_case(arguments.work, arguments.layers)
+    bundle = Bundle.open(arguments.bundles / f"{name}-fp32")
+    return demo_case(bundle, bundle.manifest.task)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    named = (*OURS, *(f"{peer}-{precision}" for peer, precision in PEERS))
     parser.add_argument("--models", nargs="+", default=["demo-t2v", "demo-i2v", "cogvideox-2b"])
     parser.add_argument("--bundles", type=Path, default=Path("build"), help="where make export put demo-TASK-fp32")
     parser.add_argument("--work", type=Path, default=Path("build/quantizers"), help="keeps the random checkpoint")
     parser.add_argument("--layers", type=int, default=4, help="of the random checkpoint")
-    parser.add_argument("--peers", type=Path, default=Path(".venv-peers/bin/python"), help="made by make peers")
+    parser.add_argument("--peers", type=Path, default=PYTHON, help="made by make peers")
     parser.add_argument("--without-peers", action="store_true")
-    parser.add_argument("--only", nargs="*", default=(), choices=OURS, help="of ours")
+    parser.add_argument("--only", nargs="*", default=(), choices=named, help="some of the quantizers")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--steps", type=int, default=8, help="of each clip")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if not arguments.without_peers and not arguments.peers.exists():
         parser.error(f"{arguments.peers} does not exist; run: make peers, or compare --without-peers")
+    arguments.work.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     floors: dict[str, dict[str, Any]] = {}
-    with _cases(arguments) as cases:
-        for case in cases:
-            peers = None if arguments.without_peers else arguments.peers
-            found, floors[case.name] = compare(case, peers, arguments.prompts, arguments.steps, arguments.only)
-            rows += found
+    peers = None if arguments.without_peers else arguments.peers
+    for name in arguments.models:
+        case = _case(name, arguments)
+        found, floors[case.name] = compare(case, peers, arguments.prompts, arguments.steps, arguments.only)
+        rows += found
     print(json.dumps({"rows": rows, "noise_floor": floors}, indent=1) if arguments.json else table(rows, floors))
 
 

@@ -132,7 +132,8 @@ def export_checkpoint(
         else:
             ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, say, progress)
             say(f"quantize by recipe {recipe.name}, base {base}")
-            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base, _trial(plan, ranges), progress)
+            trial = _trial(plan, ranges)
+            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base, trial, progress=progress)
         return _built(bundle, plan, say, progress)
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reelquant.quant.primitives import in_base
-from reelquant.quant.statistics import Channels, Floats
+from reelquant.quant.primitives import Floats, in_base
+from reelquant.quant.statistics import Channels
 
 _TINY = 1e-9  # of a channel that is always zero
 _WIDEST = 1e4  # of a channel's scale against the geometric mean of all

@@ -164,6 +164,7 @@ def quantize(
     made = seen.provenance
     trial = Trial(data, prompts, steps, seed, Size(made.frames, made.height, made.width), check_engine(engine))
     check_free(out, replace)
+    recorded = None
     with Progress(shown(quiet)) as progress:
         if wanted or search_strength:
             check_sources(source, seen)
@@ -173,7 +174,8 @@ def quantize(
             if wanted:
                 found = search(source, seen, chosen, wanted, recorded, engine, base, progress)
                 chosen = found.recipe
-        result = quantize_bundle(source, seen, chosen, out, replace, base, trial if gate else None, progress)
+        held = trial if gate else None
+        result = quantize_bundle(source, seen, chosen, out, replace, base, held, recorded, progress)
     quantization = result.manifest.quantization
     assert quantization is not None
     part, verdict = result.manifest.components["transformer"], quantization["gate"]

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from reelquant.quant.attentions import attention_nodes
 from reelquant.quant.linears import linear_nodes
+from reelquant.quant.numerics import HIGH, NUMERICS, BlockQuantized, Quantized
 from reelquant.quant.recipe import Recipe
 
 
@@ -33,13 +34,13 @@ def explain(
     lines = []
     for name in [*names, *(attention.name for attention in attention_nodes(model))]:
         rule, method = recipe.rule_of(name), recipe.method_of(name)
-        numerics = "high" if rule is None or name in skipped else rule.numerics
+        named = "high" if rule is None or name in skipped else rule.numerics
         why = skipped.get(name) or (rule.why or f"matches {rule.match}" if rule else "no rule matches")
-        stored = numerics != "high" and name in names
-        balanced = stored and method.balances and not numerics.endswith("_weight") and numerics != "nvfp4"
+        numerics, stored = NUMERICS[named], name in names
+        balanced = stored and method.balances and isinstance(numerics, Quantized)
+        rounded = stored and numerics != HIGH and not isinstance(numerics, BlockQuantized)
         strength = (method.strength or 0.0) if balanced else None
-        rounding = method.rounding if stored and numerics != "nvfp4" else ""
-        lines.append(Line(name, numerics, strength, rounding, why, errors.get(name)))
+        lines.append(Line(name, named, strength, method.rounding if rounded else "", why, errors.get(name)))
     return lines
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.lockstep import Part, lockstep
 from reelquant.quant.scratch_plan import scratch_plan
-from reelquant.quant.teacher import Difference, Step, step_differences
+from reelquant.quant.teacher import Difference, Step, velocities
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.graphs import check_base
@@ -170,8 +170,8 @@ def judge(
         progress.stage("gate", len(steps)) as advance,
         scratch_plan(load_graph(other), other.parents[1], engine, other.parent / WEIGHTS) as plan,
     ):
-        for step, difference in zip(steps, step_differences(plan, steps), strict=True):
-            runs.append(Run(step.clip, step.timestep, difference))
+        for step, velocity in zip(steps, velocities(plan, steps), strict=True):
+            runs.append(Run(step.clip, step.timestep, Difference.of(velocity, step.velocity)))
             advance()
     parts = []
     with progress.stage("gate, layer by layer") as advance:

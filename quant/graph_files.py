@@ -86,18 +86,20 @@ def load_graph(path: Path) -> ir.Model:
     return ir.load(path)
 
 
-def map_weights(model: ir.Model) -> None:
-    """Let ``model`` read its weights through memory maps of our own.
+def load_mapped(path: Path) -> ir.Model:
+    """Read an ONNX file whose weights are read, when they are looked at, through memory maps of our own.
 
     onnx-ir refuses to read a file that has several hard links, which a killed calibration leaves behind and tools that
     save disk space make.
     """
+    model = load_graph(path)
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor) and tensor.location == WEIGHTS and tensor.dtype not in _PACKED:
             value.const_value = ir.LazyTensor(
                 partial(_mapped, tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name or ""
             )
+    return model
 
 
 def _mapped(tensor: ir.ExternalTensor) -> ir.TensorProtocol:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +11,14 @@ from typing import Any
 import onnx_ir as ir
 
 from reelquant.quant.gate import judge, limits_of
-from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import load_graph, load_mapped, save_graphs
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
 from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.stats import graph_stats
-from reelquant.quant.teacher import Trial
-from reelquant.runtime.atomic import partial_folder, scratch_folder
+from reelquant.quant.teacher import Step, Trial
+from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.manifest import BASES, Component
@@ -40,12 +40,14 @@ def quantize_bundle(
     replace_out: bool = False,
     base: str = "fp32",
     trial: Trial | None = None,
+    steps: Sequence[Step] | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Write ``out``: the bundle with its transformer in the recipe's numerics, and all else in ``base``.
 
     With a ``trial`` the quantized transformer is first held against the bundle's on these clips (:mod:`reelquant.quant.gate`);
-    the verdict and its limits stand in the manifest. TensorRT's FP4 is not, since no CPU computes it.
+    the verdict and its limits stand in the manifest. TensorRT's FP4 is not, since no CPU computes it. ``steps`` are what
+    the trial recorded, where it was recorded before.
 
     Without a recipe (and ranges) only the base changes. In a 16-bit base every network computes in 16 bit; the text
     encoder in bf16 even if the others are fp16, which T5 overflows.
@@ -63,26 +65,32 @@ def quantize_bundle(
     if recipe is not None and "fp4" in recipe.formats and base == "fp32":
         raise BadInput(FP4_WANTS_16_BIT)
     bundle.check_hashes()
-    changed = set(manifest.components) if base != "fp32" else {QUANTIZED}
+    changed = set(manifest.components) if base != "fp32" else {QUANTIZED} if recipe else set()
     quantization = None
     components = dict(manifest.components)
     with partial_folder(out, replace_out) as folder:
         bundle.copy_files(folder, lambda name: name.split("/")[0] not in changed)
         for name in sorted(changed):
-            models = {graph: _mapped(bundle.graph(name, graph)) for graph in manifest.components[name].graphs}
+            before = manifest.components[name]
+            models = {graph: load_mapped(bundle.graph(name, graph)) for graph in before.graphs}
             passes: dict[str, dict[str, Any]] = {graph: {} for graph in models}
             if name == QUANTIZED and recipe is not None and ranges is not None:
                 report = insert_qdq(models["main"], ranges, recipe, base, progress)
                 if not report.quantized and not report.weight_only:
                     raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
                 passes["main"]["insert_qdq"] = report.counts()
-                verdict = _gated(bundle, models["main"], folder, recipe, trial, progress)
+                # What is not quantized is still in fp32, which every CPU engine computes: so it can be judged here.
+                components[name] = write_component(folder, name, models, passes, before)
+                verdict = None
+                if trial is not None and "fp4" not in recipe.formats:
+                    recorded = trial.record(bundle, progress) if steps is None else steps
+                    verdict = _gated(bundle, folder, components[name], recipe, trial, recorded, progress)
                 quantization = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
                 (folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             if base != "fp32":
                 for graph, model in models.items():
                     passes[graph]["to_16bit"] = to_16bit(model, "bf16" if name == "text_encoder" else base)
-            components[name] = _written(folder, name, models, passes, manifest.components[name])
+                components[name] = write_component(folder, name, models, passes, before)
         write_manifest(
             folder,
             replace(
@@ -111,22 +119,23 @@ def check_sources(bundle: Bundle, ranges: Ranges | None) -> None:
 
 
 def _gated(
-    bundle: Bundle, model: ir.Model, folder: Path, recipe: Recipe, trial: Trial | None, progress: Progress
-) -> dict[str, Any] | None:
-    """What the gate says of ``model``: quantized, and what is not is still in fp32, which every CPU engine computes.
+    bundle: Bundle,
+    folder: Path,
+    written: Component,
+    recipe: Recipe,
+    trial: Trial,
+    steps: Sequence[Step],
+    progress: Progress,
+) -> dict[str, Any]:
+    """What the gate says of the transformer in ``folder``, held against ``bundle``'s.
 
     Raises:
         AccuracyError: it refuses.
     """
-    if trial is None or "fp4" in recipe.formats:
-        return None
-    steps = trial.record(bundle, progress)
-    with scratch_folder(folder, "gate") as scratch:
-        save_graphs(scratch / QUANTIZED, {"main": model})
-        limits = limits_of(graph_stats(model), "fp32")
-        assert limits is not None  # something is quantized
-        twin = bundle.graph(QUANTIZED, "main")
-        verdict = judge(scratch / QUANTIZED / "main.onnx", twin, limits, True, steps, trial.engine, progress)
+    limits = limits_of(written.stats["main"], "fp32")
+    assert limits is not None  # something is quantized
+    twin = bundle.graph(QUANTIZED, "main")
+    verdict = judge(folder / written.graphs["main"], twin, limits, True, steps, trial.engine, progress)
     if verdict.faults:
         more = f" (and {len(verdict.faults) - 1} faults more)" if len(verdict.faults) > 1 else ""
         raise AccuracyError(
@@ -136,13 +145,10 @@ def _gated(
     return {**verdict.as_json(), "trial": {**asdict(trial), "data": Path(trial.data).name}}
 
 
-def _mapped(path: Path) -> ir.Model:
-    model = load_graph(path)
-    map_weights(model)
-    return model
-
-
-def _written(folder: Path, name: str, models: Mapping[str, ir.Model], passes: _Passes, before: Component) -> Component:
+def write_component(
+    folder: Path, name: str, models: Mapping[str, ir.Model], passes: _Passes, before: Component
+) -> Component:
+    """Write ``models`` as the graphs of component ``name``; what the manifest says of it, with ``passes`` after those of ``before``."""
     files = save_graphs(folder / name, models)
     return replace(
         before,

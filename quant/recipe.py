@@ -67,7 +67,7 @@ class Recipe:
     def parse(cls, text: str, where: str = "recipe") -> Recipe:
         """Read a recipe from TOML text; ``where`` is what errors call it.
 
-        ``extends = "fp8"`` puts that recipe's rules before its own, and takes its method unless it has its own.
+        ``extends = "fp8"`` puts that recipe's rules before its own, if it has any, and takes its method unless it has one.
 
         Raises:
             BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or INT8 beside FP8 or FP4.
@@ -81,13 +81,14 @@ class Recipe:
         if isinstance(table.get("extends"), str):
             parent = cls.load(table.pop("extends"))
             inherited, method = parent.rules, parent.method
+            table.setdefault("rules", [])
         if "method" in table:
             method = Method.parse(table.pop("method"), where)
         _check_keys(table, {"name": str, "description": str, "rules": list}, where)
-        if not table["rules"]:
-            raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
         own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
         rules = (*inherited, *own)
+        if not rules:
+            raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
         recipe = cls(table["name"], table["description"], rules, method)
         if "int8" in recipe.formats and recipe.formats - {"int8", "int4"}:
             others = " and ".join(sorted(recipe.formats - {"int8", "int4"}))

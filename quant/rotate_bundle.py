@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace as changed
 from pathlib import Path
 
-from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import load_mapped
 from reelquant.quant.passes.rotate import rotate
-from reelquant.quant.quantize import QUANTIZED, check_sources
-from reelquant.quant.stats import graph_stats
+from reelquant.quant.quantize import QUANTIZED, check_sources, write_component
 from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 
@@ -23,18 +22,12 @@ def rotate_bundle(bundle: Bundle, out: Path, replace: bool = False) -> Bundle:
     check_sources(bundle, None)
     bundle.check_hashes()
     manifest = bundle.manifest
-    model = load_graph(bundle.graph(QUANTIZED, "main"))
-    map_weights(model)
+    model = load_mapped(bundle.graph(QUANTIZED, "main"))
     count = rotate(model, int(manifest.transformer["attention_head_dim"]))
     with partial_folder(out, replace) as folder:
         bundle.copy_files(folder, lambda name: not name.startswith((f"{QUANTIZED}/", "engines/")))
-        files = save_graphs(folder / QUANTIZED, {"main": model})
-        before = manifest.components[QUANTIZED]
-        part = changed(
-            before,
-            stats={"main": graph_stats(load_graph(folder / files["main"]))},
-            passes={"main": {**before.passes.get("main", {}), "rotate": {"attentions": count}}},
-        )
+        passes = {"main": {"rotate": {"attentions": count}}}
+        part = write_component(folder, QUANTIZED, {"main": model}, passes, manifest.components[QUANTIZED])
         components = {**manifest.components, QUANTIZED: part}
         write_manifest(folder, changed(manifest, components=components, engines={}, files=list_files(folder)))
     return Bundle.open(out)

@@ -7,17 +7,15 @@ their roundings have nothing to do with each other. So a set's error is foretold
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 import onnx_ir as ir
 
 from reelquant.quant.budget import Budget
-from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import load_graph, load_mapped, save_graphs
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
@@ -25,15 +23,14 @@ from reelquant.quant.recipe import Recipe, Rule
 from reelquant.quant.sensitivity import Probe, opened_probe
 from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Step
+from reelquant.quant.timing import in_turns, step_feeds
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Plan, open_plan
+from reelquant.runtime.engine import open_plan
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.positions import position_inputs
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sizes import Size
 
 _ROUNDS = 6  # of foretelling and measuring
-_WARM, _TIMED = 2, 7
+_TIMED = 7
 
 
 @dataclass(frozen=True)
@@ -163,37 +160,12 @@ def _seconds(bundle: Bundle, ranges: Ranges, recipe: Recipe, engine: str) -> flo
     model = _unrounded(bundle, ranges, recipe)
     with TemporaryDirectory(dir=bundle.path.parent) as folder:
         save_graphs(Path(folder), {"main": model})
-        return step_seconds(open_plan(engine, Path(folder) / "main.onnx"), bundle)
+        plan = open_plan(engine, Path(folder) / "main.onnx")
+        return statistics.median(in_turns({"": (plan, step_feeds(bundle))}, _TIMED)[""])
 
 
 def _unrounded(bundle: Bundle, ranges: Ranges, recipe: Recipe) -> ir.Model:
     """Quantized the quick way: neither bytes nor time depend on how weights are rounded."""
-    model = load_graph(bundle.graph("transformer", "main"))
-    map_weights(model)
+    model = load_mapped(bundle.graph("transformer", "main"))
     insert_qdq(model, ranges, replace(recipe, method=replace(recipe.method, rounding="nearest")))
     return model
-
-
-def step_seconds(plan: Plan, bundle: Bundle) -> float:
-    """The median time of one guided step (a batch of two) of ``plan``, a transformer of ``bundle``, at the bundle's size."""
-    manifest = bundle.manifest
-    size = Size(manifest.defaults.frames, manifest.defaults.height, manifest.defaults.width)
-    shape = size.latent_shape(manifest.geometry)
-    rng = np.random.default_rng(0)
-    text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
-    feeds = {
-        "latents": rng.standard_normal((2, *shape), dtype=np.float32),
-        "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
-        "text": rng.standard_normal(text, dtype=np.float32),
-        "timestep": np.array([500, 500]),
-        "ofs": np.array([2.0], np.float32),
-        **position_inputs(manifest.transformer, manifest.text_tokens, shape),
-    }
-    fed = {name: feeds[name] for name in plan.inputs}
-    taken = []
-    for turn in range(_WARM + _TIMED):
-        began = time.perf_counter()
-        plan.run(fed)
-        if turn >= _WARM:
-            taken.append(time.perf_counter() - began)
-    return statistics.median(taken)

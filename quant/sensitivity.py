@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reelquant.quant.graph_files import load_graph, map_weights
+from reelquant.quant.graph_files import load_mapped
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.scratch_plan import scratch_plan
 from reelquant.quant.switches import SWITCHES, add_switches
-from reelquant.quant.teacher import Step
+from reelquant.quant.teacher import Step, pooled_rel_l2, velocities
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import Array, Plan
 from reelquant.runtime.progress import SILENT, Progress
@@ -31,12 +31,7 @@ class Probe:
 
     def error(self, quantized: Collection[str]) -> float:
         """Relative L2 of the velocity over all steps with these products quantized and all others high."""
-        lost = sum(
-            float(np.square(found - wanted, dtype=np.float64).sum())
-            for found, wanted in zip(self.run(quantized), self.wanted, strict=True)
-        )
-        norm = sum(float(np.square(wanted, dtype=np.float64).sum()) for wanted in self.wanted)
-        return float(np.sqrt(lost / norm))
+        return pooled_rel_l2(self.run(quantized), self.wanted)
 
     def errors(self, progress: Progress = SILENT) -> dict[str, float]:
         """:meth:`error` of each product alone."""
@@ -49,8 +44,7 @@ class Probe:
 
     def run(self, quantized: Collection[str]) -> Iterator[Array]:
         switches = np.array([name in quantized for name in self.products])
-        for step in self.steps:
-            yield self.plan.run({**step.feeds, SWITCHES: switches})["velocity"]
+        return velocities(self.plan, self.steps, {SWITCHES: switches})
 
 
 @contextmanager
@@ -59,13 +53,10 @@ def opened_probe(
 ) -> Iterator[Probe]:
     """The probe of ``bundle`` (fp32) quantized by ``recipe``, on ``steps`` of its own."""
     path = bundle.graph("transformer", "main")
-    quantized, high = load_graph(path), load_graph(path)
-    for model in (quantized, high):
-        map_weights(model)
+    quantized, high = load_mapped(path), load_mapped(path)
     insert_qdq(quantized, ranges, recipe, progress=progress)
     products = tuple(add_switches(quantized, high))
     with scratch_plan(quantized, bundle.path, engine) as plan:
-        fed = [Step(s.clip, {k: v for k, v in s.feeds.items() if k in plan.inputs}, s.velocity) for s in steps]
         # The high run of this very graph, so that only quantization differs, and no engine's order of sums.
-        wanted = list(Probe(products, plan, fed, ()).run(()))
-        yield Probe(products, plan, fed, wanted)
+        wanted = list(Probe(products, plan, steps, ()).run(()))
+        yield Probe(products, plan, steps, wanted)

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reelquant.quant.primitives import Floats
 from reelquant.runtime.errors import BundleError
-
-Floats = NDArray[np.float32]
 
 # The second moments of more channels are kept in blocks along the diagonal: the whole square of 5b's 12288 channels
 # would be 600 MB for each of its 42 blocks.

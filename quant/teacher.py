@@ -6,7 +6,7 @@ next, so that every step is judged by itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +73,8 @@ class Trial:
         """Raises:
         BadInput: no prompts, or images.
         """
-        data = CalibrationData.load(self.data)
-        held_out = data.last(self.prompts, task)
-        if not held_out.prompts:
-            data.requests(task, self.prompts, self.seed, self.steps)  # says what is missing
-        return held_out.requests(task, len(held_out.prompts), self.seed, self.steps, self.size)
+        held_out = CalibrationData.load(self.data).last(self.prompts, task)
+        return held_out.requests(task, max(1, len(held_out.prompts)), self.seed, self.steps, self.size)
 
     def record(self, bundle: Bundle, progress: Progress = SILENT) -> list[Step]:
         """Every run of ``bundle``'s transformer in these clips (:func:`record_steps`)."""
@@ -102,8 +99,17 @@ def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progr
     return steps
 
 
-def step_differences(plan: Plan, steps: Sequence[Step]) -> Iterator[Difference]:
-    """What ``plan`` makes of each step, against what was recorded."""
+def velocities(plan: Plan, steps: Iterable[Step], more: Feeds | None = None) -> Iterator[Array]:
+    """What ``plan`` makes of each step; ``more`` it is fed beside what the step has."""
     for step in steps:
-        found = plan.run({name: step.feeds[name] for name in plan.inputs})["velocity"]
-        yield Difference.of(found, step.velocity)
+        feeds = {**step.feeds, **(more or {})}
+        yield plan.run({name: feeds[name] for name in plan.inputs})["velocity"]
+
+
+def pooled_rel_l2(found: Iterable[Array], wanted: Iterable[Array]) -> float:
+    """‖found − wanted‖ / ‖wanted‖ of all arrays together."""
+    lost = norm = 0.0
+    for one, other in zip(found, wanted, strict=True):
+        lost += float(np.square(one - other, dtype=np.float64).sum())
+        norm += float(np.square(other, dtype=np.float64).sum())
+    return float(np.sqrt(lost / norm))

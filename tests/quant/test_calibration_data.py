@@ -86,7 +86,7 @@ def test_the_last_prompts_are_tried(tmp_path: Path) -> None:
     assert [(request.prompt, request.seed, request.steps) for request in requests] == [
         ("one", 1000, 3), ("two", 1001, 3), ("three", 1002, 3)
     ]  # fmt: skip
-    with pytest.raises(BadInput, match=r"general has 0 images for 2 prompts"):
+    with pytest.raises(BadInput, match=r"general has 0 images for 1 prompts"):
         Trial("general").requests("i2v")
     long = CalibrationData("mine", ("a", "b", "red " * 99), ()).last(1, "t2v")
     with pytest.raises(BadInput, match="calibration data mine, prompt 3: .*, or calibrate on another set"):

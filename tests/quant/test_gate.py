@@ -15,7 +15,7 @@ import pytest
 
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.gate import Verdict, gate
-from reelquant.quant.graph_files import load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import load_graph, load_mapped, save_graphs
 from reelquant.quant.linears import Linear, linear_nodes, quantized_source
 from reelquant.quant.method import Method
 from reelquant.quant.quantize import quantize_bundle
@@ -62,8 +62,7 @@ def test_good_bundles_pass(
 
 def spoiled(bundle: Bundle, spoil: Spoil, folder: Path) -> Bundle:
     """``bundle`` with its transformer's graph changed by ``spoil``, and a manifest that vouches for it."""
-    model = load_graph(bundle.graph("transformer", "main"))
-    map_weights(model)
+    model = load_mapped(bundle.graph("transformer", "main"))
     spoil(model)
     bundle.copy_files(folder, lambda name: not name.startswith(("transformer/", "engines/")))
     files = save_graphs(folder / "transformer", {"main": model})
@@ -196,8 +195,7 @@ def test_a_bundle_that_is_not_quantized_is_caught(demo_bundle: BundleMaker, step
     """Its manifest says INT8, and every Q/DQ was removed."""
 
     def undo(model: ir.Model) -> None:
-        twin = load_graph(demo_bundle("t2v", "fp32").graph("transformer", "main"))
-        map_weights(twin)
+        twin = load_mapped(demo_bundle("t2v", "fp32").graph("transformer", "main"))
         values = {value.name: value for node in model.graph for value in node.outputs}
         for each, exact in zip(linear_nodes(model), linear_nodes(twin), strict=True):
             if exact.weight in model.graph.initializers:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from reelquant.quant.graph_files import WEIGHTS, lay_out_graphs, load_graph, map_weights, save_graphs
+from reelquant.quant.graph_files import WEIGHTS, lay_out_graphs, load_graph, load_mapped, save_graphs
 from reelquant.runtime.engine import open_plan
 from tests.quant.engines import EACH_ENGINE
 
@@ -126,7 +126,7 @@ def test_weights_with_a_second_hard_link_can_be_mapped(tmp_path: Path) -> None:
     assert external is not None
     with pytest.raises(ValueError, match="hard link"):
         external.numpy()
-    map_weights(model)
+    model = load_mapped(tmp_path / "a" / "first.onnx")
     mapped = model.graph.initializers["shared"].const_value
     assert mapped is not None and np.array_equal(mapped.numpy(), SHARED) and mapped.name == "shared"
     save_graphs(tmp_path / "b", {"first": model})
@@ -139,8 +139,10 @@ def test_only_our_own_file_is_mapped(tmp_path: Path) -> None:
     shared = model.graph.initializers["shared"]
     assert isinstance(shared.const_value, ir.ExternalTensor)
     away = ir.ExternalTensor(
-        "../x", 0, SHARED.nbytes, ir.DataType.FLOAT, shape=ir.Shape([32, 8]), name="shared", base_dir=tmp_path
+        "../x", 0, SHARED.nbytes, ir.DataType.FLOAT, shape=ir.Shape([32, 8]), name="shared", base_dir=tmp_path / "a"
     )
     shared.const_value = away
-    map_weights(model)
-    assert shared.const_value is away
+    ir.save(model, tmp_path / "a" / "away.onnx")
+    kept = load_mapped(tmp_path / "a" / "away.onnx").graph.initializers
+    assert isinstance(kept["shared"].const_value, ir.ExternalTensor)
+    assert isinstance(kept["first.own"].const_value, ir.LazyTensor)

@@ -54,6 +54,12 @@ def test_the_ends_of_the_network_can_stay_high(name: str) -> None:
     assert found.resolve("transformer_blocks.41.attn1") == HIGH
 
 
+def test_a_recipe_may_change_the_method_alone() -> None:
+    plain, parent = Recipe.parse(f'{HEAD}extends = "int8"\nmethod = {{}}'), Recipe.load("int8")
+    assert plain.rules == parent.rules and plain.method == PLAIN != parent.method
+    assert Recipe.load("fp8-minmax").rules == Recipe.load("fp8").rules
+
+
 def test_a_recipe_extends_one_that_there_is() -> None:
     with pytest.raises(BadInput, match="unknown recipe 'int7'"):
         Recipe.parse(f'{HEAD}extends = "int7"\nrules = [{{match="a", numerics="high"}}]')

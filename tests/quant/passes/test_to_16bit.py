@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from reelquant.export.parity import relative_l2
-from reelquant.quant.graph_files import load_graph, map_weights
+from reelquant.quant.graph_files import load_graph, load_mapped
 from reelquant.quant.lint.run import lint
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.passes.to_16bit import DTYPES, to_16bit
@@ -72,8 +72,7 @@ def test_eight_bit_values_are_those_of_the_rounded_scales(tmp_path: Path, base: 
 @pytest.mark.parametrize("component", ["transformer", "text_encoder"])
 def test_a_traced_network_in_16_bit(tmp_path: Path, base: str, component: str, demo_bundle: BundleMaker) -> None:
     path = demo_bundle("t2v", "fp32").graph(component, "main")
-    graph = load_graph(path)
-    map_weights(graph)
+    graph = load_mapped(path)
     counts = to_16bit(graph, base)
     assert counts["wide_nodes"] >= 5
     sines = [node for node in graph.graph if node.op_type in ("Sin", "Cos", "Sqrt")]
