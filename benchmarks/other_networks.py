@@ -2,9 +2,9 @@
 
     make peers && python -m benchmarks.other_networks --json
 
-``vae``: the decoder of one chunk with INT8 convolutions (NNCF, calibrated on the demo's own latents; of the 2B-sized
-one on random latents) against fp32, both on OpenVINO: time in turns, medians and the spread of the ratio, and what the
-frames lose. ``text_encoder``: weights stored as ``export --text-weights`` does: bytes, time, and the relative L2 of the
+``vae``: the decoder of one chunk with INT8 convolutions, by NNCF (all of them) and as ``reelquant quantize-decoder`` makes
+them, calibrated on the clip that the chunk is of (of the 2B-sized one: random latents and weights), against fp32: time in
+turns, medians and the spread of the ratio, and what the frames lose. ``text_encoder``: weights stored as ``export --text-weights`` does: bytes, time, and the relative L2 of the
 embeddings and of the transformer's velocity that follows from them.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,13 +25,15 @@ from benchmarks.engines import fp32_bundle
 from benchmarks.peers import PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
 from demo.fidelity import tasks
+from reelquant.quant.decoder_bundle import largest_fed, stream
 from reelquant.quant.graph_files import load_mapped, save_graphs
+from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.quant.passes.store_weights import STORAGES, store_weights
 from reelquant.quant.teacher import Difference, Trial
 from reelquant.quant.timing import in_turns, ratios
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Feeds, open_plan
+from reelquant.runtime.engine import open_plan
 
 
 def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
@@ -38,37 +41,28 @@ def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
     return {"seconds_ratio": round(ratio, 3), "spread": [round(one, 3) for one in spread]}
 
 
-def chunks(bundle: Bundle, latents: NDArray[np.float32]) -> list[Feeds]:
-    """What the decoder's second graph is fed on the way through a clip's ``latents`` [1, frames, channels, height, width]."""
-    values = np.moveaxis(latents, 1, 2)
-    first, then = (open_plan("onnxruntime", bundle.graph("vae_decoder", name)) for name in ("first", "next"))
-    results = first.run({"latents": np.ascontiguousarray(values[:, :, :3])})
-    fed: list[Feeds] = []
-    for start in range(3, values.shape[2], 2):
-        caches = {name.removeprefix("next_"): value for name, value in results.items() if name.startswith("next_cache")}
-        chunk = {"latents": np.ascontiguousarray(values[:, :, start : start + 2]), **caches}
-        fed.append({name: chunk[name] for name in then.inputs})
-        results = then.run(fed[-1])
-    return fed
-
-
-def vae(name: str, bundle: Bundle, samples: list[Feeds], peers: Path, repeats: int) -> dict[str, Any]:
-    graph = bundle.graph("vae_decoder", "next")
+def vae(name: str, bundle: Bundle, latents: NDArray[np.float32], peers: Path, repeats: int) -> list[dict[str, Any]]:
+    """``latents`` are of one clip, unscaled [frames, channels, h, w]; its last chunk is timed and compared."""
+    graphs = {each: bundle.graph("vae_decoder", each) for each in ("first", "next")}
+    plans = {each: open_plan("openvino", path) for each, path in graphs.items()}
+    samples = [feeds for each, feeds, _ in stream(plans, latents) if each == "next"]
+    rows = []
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        hand_over(work, graph, samples, linears=())
-        made = quantized_by("nncf", "int8", work, peers)
-        plans = {"fp32": open_plan("openvino", graph), "int8": open_plan("openvino", made)}
-        taken = in_turns({key: (plan, samples[-1]) for key, plan in plans.items()}, repeats)
-        wanted, found = (plan.run(samples[-1])["frames"] for plan in plans.values())
-    error = float(np.square(found.clip(-1, 1) - wanted.clip(-1, 1), dtype=np.float64).mean())
-    psnr = round(10 * np.log10(4 / error), 1)
-    return {
-        "network": f"{name} vae_decoder",
-        "precision": "int8",
-        "psnr": psnr,
-        **compared(taken["int8"], taken["fp32"]),
-    }
+        hand_over(work, graphs["next"], samples, linears=())
+        ours = load_mapped(graphs["next"])
+        quantize_convolutions(ours, largest_fed(graphs, [latents], work / "graphs", "openvino"))
+        save_graphs(work / "ours", {"next": ours})
+        made = {"nncf": quantized_by("nncf", "int8", work, peers), "reelquant": work / "ours" / "next.onnx"}
+        for quantizer, engine in (("nncf", "openvino"), ("reelquant", "openvino"), ("reelquant", "onnxruntime")):
+            high, low = open_plan(engine, graphs["next"]), open_plan(engine, made[quantizer])
+            taken = in_turns({"high": (high, samples[-1]), "low": (low, samples[-1])}, repeats)
+            wanted, found = (plan.run(samples[-1])["frames"].clip(-1, 1) for plan in (high, low))
+            psnr = 10 * np.log10(4 / np.square(found - wanted, dtype=np.float64).mean())
+            row = {"network": f"{name} vae_decoder", "quantizer": quantizer, "precision": "int8", "engine": engine}
+            rows.append({**row, "psnr": round(float(psnr), 1), **compared(taken["low"], taken["high"])})
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    return rows
 
 
 def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
@@ -113,13 +107,12 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     demo = Bundle.open(arguments.bundles / "demo-t2v-fp32")
-    last = Trial("demo", prompts=2, steps=4).record(demo)[-1]
-    scale = float(demo.manifest.vae["scaling_factor"])
-    samples = chunks(demo, np.asarray(last.feeds["latents"][:1] / scale, np.float32))
+    last = Trial("demo", prompts=1, steps=10).record(demo)[-1]
+    latents = np.asarray(last.feeds["latents"][0] / demo.manifest.vae["scaling_factor"], np.float32)
     large = fp32_bundle(arguments.work, "cogvideox-2b", VARIANTS["cogvideox-2b"], ("vae_decoder",))
-    noise = np.random.default_rng(0).standard_normal((1, 5, 16, 16, 24), dtype=np.float32)
-    rows = [vae("demo-t2v", demo, samples, arguments.peers, arguments.repeats)]
-    rows.append(vae("cogvideox-2b", large, chunks(large, noise), arguments.peers, max(3, arguments.repeats // 3)))
+    noise = np.random.default_rng(0).standard_normal((5, 16, 16, 24), dtype=np.float32)
+    rows = vae("demo-t2v", demo, latents, arguments.peers, arguments.repeats)
+    rows += vae("cogvideox-2b", large, noise, arguments.peers, max(3, arguments.repeats // 5))
     rows += text_encoder(demo, arguments.repeats)
     print(json.dumps({"rows": rows}, indent=1) if arguments.json else "\n".join(map(str, rows)))
 

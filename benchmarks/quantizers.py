@@ -214,7 +214,9 @@ def table(rows: list[dict[str, Any]], floors: dict[str, dict[str, Any]]) -> str:
         lines.append(f"| {name} | fp32 | noise floor: other engine | {cells(floor)} | |")
         lines += [
             f"| {name} | {row['precision']} | {row['quantizer']} | {cells(row)} | {row['bytes'] / 1e6:.1f} MB |"
-            for row in sorted((row for row in rows if row["model"] == name), key=lambda row: row["precision"])
+            for row in sorted(
+                (row for row in rows if row["model"] == name), key=lambda row: (row["precision"], row["rel_l2"])
+            )
         ]
     return "\n".join(lines)
 

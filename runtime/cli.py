@@ -23,6 +23,11 @@ COMMANDS = {
         "export",
         "Before stage 2: spread what attention hands on over its channels.",
     ),
+    "quantize-decoder": (
+        "reelquant.quant.commands:decoder",
+        "export",
+        "After stage 3: the VAE decoder's convolutions in INT8, for OpenVINO.",
+    ),
     "gate": (
         "reelquant.quant.commands:gate",
         "export",

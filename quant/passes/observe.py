@@ -16,9 +16,14 @@ from reelquant.quant.ranges import CHANNEL, HIGH, HISTOGRAM, LOW
 from reelquant.quant.statistics import BINS, LOWEST_OCTAVE, OCTAVE, blocks_of
 
 
-def observe(model: ir.Model, tensor_names: Iterable[str], channels: Mapping[str, int] | None = None) -> int:
+def observe(
+    model: ir.Model,
+    tensor_names: Iterable[str],
+    channels: Mapping[str, int] | None = None,
+    histograms: bool = True,
+) -> int:
     """Add outputs for every tensor [batch, …], and return how many tensors: ``<name>::low`` and ``<name>::high`` [batch],
-    ``<name>::histogram`` int64 [BINS].
+    ``<name>::histogram`` int64 [BINS] where ``histograms`` are wanted (they take several times a tensor's memory).
 
     Those in ``channels``, tensors [batch, …, K] by their K, report each channel too: ``<name>::channel_low``, ``_high``,
     ``_mean`` [K] over the run's rows, and ``_second``, the *sum* of products over the rows [blocks, K/blocks, K/blocks].
@@ -37,7 +42,8 @@ def observe(model: ir.Model, tensor_names: Iterable[str], channels: Mapping[str,
     for name in names:
         value = values[name]
         observer.samples(name, value)
-        observer.histogram(name, value)
+        if histograms:
+            observer.histogram(name, value)
         if channels and name in channels:
             observer.channels(name, value, channels[name])
     return len(names)

@@ -88,6 +88,24 @@ class QdqInserter:
         if correction is not None:
             self._add_to_bias(linear, correction, format)
 
+    def filters(self, node: ir.Node, name: str, format: Format) -> None:
+        """Let the convolution ``node`` read its filters ``name`` [out, in, …] in 8 bit, with a scale for each output channel.
+
+        Raises:
+            BundleError: they have an infinity or a NaN.
+        """
+        source = self.graph.initializers[name].const_value
+        assert source is not None
+        filters = source.numpy()
+        try:
+            scales = self.rounded(weight_scales(filters, format, PerChannel(0)))
+        except ValueError as error:
+            raise BundleError(f"cannot quantize {name}: {error}; check the checkpoint it came from") from error
+        stored = self.store(f"{name}_{format.name}", quantize(filters, scales, format))
+        inputs = [stored, self.store(f"{stored.name}_scale", scales), self._zero_point(format, scales.shape)]
+        node.replace_input_with(1, self._dequantized(inputs, {"axis": 0}, ir.Shape(filters.shape), node))
+        self.replaced.add(name)
+
     def remove_unused_weights(self) -> None:
         for name in {name for name, *_ in self._weights} | self.replaced:
             if not self.graph.initializers[name].uses():
@@ -147,17 +165,22 @@ class QdqInserter:
         self.graph.register_initializer(stored)
         turned = linear.transposed and isinstance(granularity, Blocked)
         scale = self.store(f"{name}_scale", np.ascontiguousarray(scales.T) if turned else scales)
-        again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, shape)
         attributes = {} if isinstance(granularity, PerTensor) else {"axis": 1 - axis if linear.transposed else axis}
         inputs = [stored, scale]
         if isinstance(granularity, Blocked):
             attributes["block_size"] = granularity.size
         else:
             inputs.append(self._zero_point(format, scales.shape))
-        self.graph.insert_before(
-            linear.node, ir.node("DequantizeLinear", inputs, attributes, outputs=[again], name=again.name)
-        )
-        return again, correction
+        return self._dequantized(inputs, attributes, shape, linear.node), correction
+
+    def _dequantized(
+        self, inputs: list[ir.Value], attributes: dict[str, int], shape: ir.Shape, reader: ir.Node
+    ) -> ir.Value:
+        """A stored weight → DQ, placed before ``reader``; ``inputs`` are DQ's."""
+        again = ir.val(f"{inputs[0].name}_dequantized", ir.DataType.FLOAT, shape)
+        made = ir.node("DequantizeLinear", inputs, attributes, outputs=[again], name=again.name)
+        self.graph.insert_before(reader, made)
+        return again
 
     def _add_to_bias(self, linear: Linear, correction: Floats, format: Format) -> None:
         node, index = bias_of(linear)

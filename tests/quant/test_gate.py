@@ -256,6 +256,7 @@ def good_recipes() -> list[Recipe]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("task", ["t2v", "i2v"])
 def test_no_good_bundle_of_fifty_is_refused(task: str, demo_bundle: BundleMaker, steps: Steps, tmp_path: Path) -> None:
     demo_bundle(task, "int8")

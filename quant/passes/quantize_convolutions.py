@@ -1,0 +1,31 @@
+"""Put the convolutions of a VAE graph into INT8: Q/DQ before them, and filters stored in 8 bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from reelquant.quant.convolutions import convolution_nodes
+from reelquant.quant.numerics import INT8
+from reelquant.quant.passes.qdq import QdqInserter
+from reelquant.quant.primitives import scale_from_absmax
+
+
+def quantize_convolutions(model: ir.Model, largest: Mapping[str, float]) -> int:
+    """Quantize, in place, the convolutions of the float32 ``model`` that :func:`convolution_nodes` finds; return how many.
+
+    ``largest`` is the largest magnitude that each is fed, by its name.
+
+    Raises:
+        BundleError: a filter has an infinity or a NaN.
+    """
+    inserter = QdqInserter(model.graph, "fp32")
+    found = convolution_nodes(model)
+    for each in found:
+        scale = scale_from_absmax(np.float32(largest[each.name]), INT8)
+        inserter.activation(each.node, 0, each.activation, scale, INT8)
+        inserter.filters(each.node, each.filters, INT8)
+    inserter.remove_unused_weights()
+    return len(found)
