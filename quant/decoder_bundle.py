@@ -7,13 +7,13 @@ decoder is then held against the bundle's own on clips that it was not calibrate
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from reelquant.quant.calibrate import hash_prompts
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.convolutions import convolution_nodes
 from reelquant.quant.graph_files import load_mapped, save_graphs
@@ -24,7 +24,7 @@ from reelquant.quant.ranges import HIGH, LOW
 from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engine import Array, Feeds, Plan, open_plan
-from reelquant.runtime.errors import AccuracyError, BadInput
+from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
@@ -109,7 +109,7 @@ def quantize_decoder(
                 f"INT8 convolutions take the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
                 "the limit; keep this decoder in fp32"
             )
-        prompts = hashlib.sha256("\n".join(request.prompt for request in seen).encode()).hexdigest()
+        prompts = hash_prompts([request.prompt for request in seen])
         made = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
         facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": made}
         passes = {
@@ -144,6 +144,9 @@ def largest_fed(
     """The largest magnitude that every convolution is fed in these clips of unscaled latents, by the convolution's name.
 
     ``paths`` are the decoder's graphs by name; observed copies of them lie beside ``beside`` for that time.
+
+    Raises:
+        BundleError: what one is fed is not finite.
     """
     graphs, observed = {}, {}
     for name, path in paths.items():
@@ -157,7 +160,11 @@ def largest_fed(
         for latents in clips:
             for graph, _, results in stream(plans, latents):
                 for name, activation in observed[graph].items():
-                    found = max(float(results[activation + HIGH].max()), -float(results[activation + LOW].min()))
+                    found = float(np.maximum(results[activation + HIGH], -results[activation + LOW]).max())
+                    if not np.isfinite(found):
+                        raise BundleError(
+                            f"{name} of the decoder is fed values that are not finite; check the checkpoint"
+                        )
                     largest[name] = max(largest.get(name, 0.0), found)
             advance()
     return largest

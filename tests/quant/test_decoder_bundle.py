@@ -12,7 +12,7 @@ import pytest
 from demo.fidelity import psnr
 from reelquant.quant import decoder_bundle
 from reelquant.quant.convolutions import convolution_nodes
-from reelquant.quant.decoder_bundle import DecoderTrial, stream
+from reelquant.quant.decoder_bundle import DecoderTrial, largest_fed, stream
 from reelquant.quant.graph_files import WEIGHTS, load_graph, save_graphs
 from reelquant.quant.numerics import INT8
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
@@ -86,6 +86,15 @@ def test_a_stream_is_the_runtimes(demo_bundle: BundleMaker) -> None:
     wanted = list(VaeDecoder(bundle, "openvino").decode(latents))
     for (_, _, results), chunk in zip(runs, wanted, strict=True):
         assert np.allclose(results["frames"], chunk, atol=1e-5)
+
+
+def test_latents_that_are_not_finite(demo_bundle: BundleMaker, tmp_path: Path) -> None:
+    bundle = demo_bundle("t2v", "fp32")
+    graphs = {name: bundle.graph("vae_decoder", name) for name in ("first", "next")}
+    latents = np.full((3, 16, 6, 8), np.nan, np.float32)
+    with pytest.raises(BundleError, match=r"mid_block.* of the decoder is fed values that are not finite"):
+        largest_fed(graphs, [latents], tmp_path / "beside", "onnxruntime")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("task", "precision"), [("t2v", "int8"), ("i2v", "fp32")])
