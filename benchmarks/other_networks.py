@@ -41,8 +41,18 @@ def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
     return {"seconds_ratio": round(ratio, 3), "spread": [round(one, 3) for one in spread]}
 
 
-def vae(name: str, bundle: Bundle, latents: NDArray[np.float32], peers: Path, repeats: int) -> list[dict[str, Any]]:
-    """``latents`` are of one clip, unscaled [frames, channels, h, w]; its last chunk is timed and compared."""
+def vae(
+    name: str,
+    bundle: Bundle,
+    latents: NDArray[np.float32],
+    peers: Path,
+    repeats: int,
+    wanted: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """``latents`` are of one clip, unscaled [frames, channels, h, w]; its last chunk is timed and compared.
+
+    ``wanted`` are quantizers and the engines that run what they make.
+    """
     graphs = {each: bundle.graph("vae_decoder", each) for each in ("first", "next")}
     plans = {each: open_plan("openvino", path) for each, path in graphs.items()}
     samples = [feeds for each, feeds, _ in stream(plans, latents) if each == "next"]
@@ -54,11 +64,11 @@ def vae(name: str, bundle: Bundle, latents: NDArray[np.float32], peers: Path, re
         quantize_convolutions(ours, largest_fed(graphs, [latents], work / "graphs", "openvino"))
         save_graphs(work / "ours", {"next": ours})
         made = {"nncf": quantized_by("nncf", "int8", work, peers), "reelquant": work / "ours" / "next.onnx"}
-        for quantizer, engine in (("nncf", "openvino"), ("reelquant", "openvino"), ("reelquant", "onnxruntime")):
+        for quantizer, engine in wanted:
             high, low = open_plan(engine, graphs["next"]), open_plan(engine, made[quantizer])
             taken = in_turns({"high": (high, samples[-1]), "low": (low, samples[-1])}, repeats)
-            wanted, found = (plan.run(samples[-1])["frames"].clip(-1, 1) for plan in (high, low))
-            psnr = 10 * np.log10(4 / np.square(found - wanted, dtype=np.float64).mean())
+            exact, found = (plan.run(samples[-1])["frames"].clip(-1, 1) for plan in (high, low))
+            psnr = 10 * np.log10(4 / np.square(found - exact, dtype=np.float64).mean())
             row = {"network": f"{name} vae_decoder", "quantizer": quantizer, "precision": "int8", "engine": engine}
             rows.append({**row, "psnr": round(float(psnr), 1), **compared(taken["low"], taken["high"])})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -111,8 +121,10 @@ def main() -> None:
     latents = np.asarray(last.feeds["latents"][0] / demo.manifest.vae["scaling_factor"], np.float32)
     large = fp32_bundle(arguments.work, "cogvideox-2b", VARIANTS["cogvideox-2b"], ("vae_decoder",))
     noise = np.random.default_rng(0).standard_normal((5, 16, 16, 24), dtype=np.float32)
-    rows = vae("demo-t2v", demo, latents, arguments.peers, arguments.repeats)
-    rows += vae("cogvideox-2b", large, noise, arguments.peers, max(3, arguments.repeats // 5))
+    on_openvino = [("nncf", "openvino"), ("reelquant", "openvino")]
+    everywhere = [*on_openvino, ("reelquant", "onnxruntime")]
+    rows = vae("demo-t2v", demo, latents, arguments.peers, arguments.repeats, everywhere)
+    rows += vae("cogvideox-2b", large, noise, arguments.peers, max(3, arguments.repeats // 5), on_openvino)
     rows += text_encoder(demo, arguments.repeats)
     print(json.dumps({"rows": rows}, indent=1) if arguments.json else "\n".join(map(str, rows)))
 
