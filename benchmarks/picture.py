@@ -26,7 +26,8 @@ def main() -> None:
     for kind in ("t2v", "i2v"):
         for precision in PRECISIONS:
             _, draw = renderer(arguments.bundles / f"demo-{kind}-{precision}", 50, GUIDANCE, "openvino")
-            row = np.concatenate([draw(task)[i] for i in SHOWN], axis=1)
+            clip = draw(task)
+            row = np.concatenate([clip[i] for i in SHOWN], axis=1)
             label = Image.new("RGB", (LABEL, row.shape[0]), "white")
             ImageDraw.Draw(label).text((4, row.shape[0] // 2 - 6), f"{kind}\n{precision}", fill="black")
             blocks.append(np.concatenate([np.asarray(label), row], axis=1))
