@@ -4,8 +4,8 @@
 
 ``vae``: the decoder of one chunk with INT8 convolutions, by NNCF (all of them) and as ``reelquant quantize-decoder`` makes
 them, calibrated on the clip that the chunk is of (of the 2B-sized one: random latents and weights), against fp32: time in
-turns, medians and the spread of the ratio, and what the frames lose. ``text_encoder``: weights stored as ``export --text-weights`` does: bytes, time, and the relative L2 of the
-embeddings and of the transformer's velocity that follows from them.
+turns, medians and the spread of the ratio, and what the frames lose. ``text_encoder``: weights stored as ``export
+--text-weights`` does: bytes, time, and the relative L2 of the embeddings and of the transformer's velocity that follows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.engines import fp32_bundle
 from benchmarks.peers import PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
 from demo.fidelity import tasks
-from reelquant.quant.decoder_bundle import largest_fed, stream
+from reelquant.quant.decoder_bundle import frames_psnr, largest_fed
 from reelquant.quant.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.quant.passes.store_weights import STORAGES, store_weights
@@ -34,6 +34,7 @@ from reelquant.quant.timing import in_turns, ratios
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import open_plan
+from reelquant.runtime.vae import VaeDecoder
 
 
 def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
@@ -49,28 +50,29 @@ def vae(
     repeats: int,
     wanted: Sequence[tuple[str, str]],
 ) -> list[dict[str, Any]]:
-    """``latents`` are of one clip, unscaled [frames, channels, h, w]; its last chunk is timed and compared.
+    """``latents`` are of one clip, scaled [5, channels, h, w]; its second and last chunk is timed and compared.
 
     ``wanted`` are quantizers and the engines that run what they make.
     """
-    graphs = {each: bundle.graph("vae_decoder", each) for each in ("first", "next")}
-    plans = {each: open_plan("openvino", path) for each, path in graphs.items()}
-    samples = [feeds for each, feeds, _ in stream(plans, latents) if each == "next"]
+    graph = bundle.graph("vae_decoder", "next")
+    _, results = next(VaeDecoder(bundle, "openvino").results(latents))
+    unscaled = latents[3:].swapaxes(0, 1)[None] / np.float32(bundle.manifest.vae["scaling_factor"])
+    caches = {key.removeprefix("next_"): value for key, value in results.items() if key.startswith("next_")}
+    sample = {"latents": np.ascontiguousarray(unscaled), **caches}
     rows = []
     with TemporaryDirectory() as folder:
         work = Path(folder)
-        hand_over(work, graphs["next"], samples, linears=())
-        ours = load_mapped(graphs["next"])
-        quantize_convolutions(ours, largest_fed(graphs, [latents], work / "graphs", "openvino"))
+        hand_over(work, graph, [sample], linears=())
+        ours = load_mapped(graph)
+        quantize_convolutions(ours, largest_fed(bundle, [latents], work / "graphs", "openvino"))
         save_graphs(work / "ours", {"next": ours})
         made = {"nncf": quantized_by("nncf", "int8", work, peers), "reelquant": work / "ours" / "next.onnx"}
         for quantizer, engine in wanted:
-            high, low = open_plan(engine, graphs["next"]), open_plan(engine, made[quantizer])
-            taken = in_turns({"high": (high, samples[-1]), "low": (low, samples[-1])}, repeats)
-            exact, found = (plan.run(samples[-1])["frames"].clip(-1, 1) for plan in (high, low))
-            psnr = 10 * np.log10(4 / np.square(found - exact, dtype=np.float64).mean())
+            high, low = open_plan(engine, graph), open_plan(engine, made[quantizer])
+            taken = in_turns({"high": (high, sample), "low": (low, sample)}, repeats)
+            psnr = frames_psnr([low.run(sample)["frames"]], [high.run(sample)["frames"]])
             row = {"network": f"{name} vae_decoder", "quantizer": quantizer, "precision": "int8", "engine": engine}
-            rows.append({**row, "psnr": round(float(psnr), 1), **compared(taken["low"], taken["high"])})
+            rows.append({**row, "psnr": round(psnr, 1), **compared(taken["low"], taken["high"])})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
@@ -118,9 +120,10 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     demo = Bundle.open(arguments.bundles / "demo-t2v-fp32")
     last = Trial("demo", prompts=1, steps=10).record(demo)[-1]
-    latents = np.asarray(last.feeds["latents"][0] / demo.manifest.vae["scaling_factor"], np.float32)
+    latents = last.feeds["latents"][0]
     large = fp32_bundle(arguments.work, "cogvideox-2b", VARIANTS["cogvideox-2b"], ("vae_decoder",))
     noise = np.random.default_rng(0).standard_normal((5, 16, 16, 24), dtype=np.float32)
+    noise *= np.float32(large.manifest.vae["scaling_factor"])
     on_openvino = [("nncf", "openvino"), ("reelquant", "openvino")]
     everywhere = [*on_openvino, ("reelquant", "onnxruntime")]
     rows = vae("demo-t2v", demo, latents, arguments.peers, arguments.repeats, everywhere)

@@ -79,11 +79,15 @@ class CalibrationData:
             )
         return list(self.images[:count])
 
+    def usable(self, task: str) -> int:
+        """How many prompts there are, for image-to-video with an image."""
+        return min(len(self.prompts), len(self.images)) if task == "i2v" else len(self.prompts)
+
     def last(self, count: int, task: str) -> CalibrationData:
         """The set of the last ``count`` prompts, or of all if there are fewer: what a calibration on the first ones did not
         see. For image-to-video the last that have an image.
         """
-        usable = min(len(self.prompts), len(self.images)) if task == "i2v" else len(self.prompts)
+        usable = self.usable(task)
         start = max(0, usable - count)
         return CalibrationData(self.name, self.prompts[start:usable], self.images[start:usable], start)
 

@@ -7,7 +7,7 @@ decoder is then held against the bundle's own on clips that it was not calibrate
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,15 +23,16 @@ from reelquant.quant.quantize import write_component
 from reelquant.quant.ranges import HIGH, LOW
 from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.engine import Array, Feeds, Plan, open_plan
+from reelquant.runtime.engine import Array, open_plan
 from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
+from reelquant.runtime.vae import VaeDecoder
 
 DECODER, PASS = "vae_decoder", "quantize_convolutions"
-# Frames further than this from fp32's are refused, dB. The demo's are 43 dB away.
+# Frames further than this from fp32's are refused, dB. The demo's are 48 dB away.
 LEAST_PSNR = 35.0
 
 
@@ -57,7 +58,7 @@ class DecoderTrial:
             BadInput: there are too few prompts, or images.
         """
         data = CalibrationData.load(self.data)
-        usable = min(len(data.prompts), len(data.images)) if task == "i2v" else len(data.prompts)
+        usable = data.usable(task)
         if usable < self.prompts + self.held_out:
             what = "prompts with an image" if task == "i2v" else "prompts"
             more = f"{self.prompts} are for scales and {self.held_out} to compare"
@@ -92,18 +93,23 @@ def quantize_decoder(
     clips = []
     with progress.stage("sample", len(seen) + len(unseen)) as advance:
         for request in (*seen, *unseen):
-            sampled = pipeline.sample(request, pipeline.settings(request))
-            clips.append(sampled / np.float32(manifest.vae["scaling_factor"]))
+            clips.append(pipeline.sample(request, pipeline.settings(request)))
             advance()
     del pipeline
     with partial_folder(out, replace_out) as folder:
-        high = {graph: bundle.graph(DECODER, graph) for graph in before.graphs}
-        largest = largest_fed(high, clips[: len(seen)], folder, trial.engine, progress)
-        models = {graph: load_mapped(path) for graph, path in high.items()}
+        largest = largest_fed(bundle, clips[: len(seen)], folder, trial.engine, progress)
+        models = {graph: load_mapped(bundle.graph(DECODER, graph)) for graph in before.graphs}
         counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
         part = write_component(folder, DECODER, models, {}, before)
-        written = {graph: folder / file for graph, file in part.graphs.items()}
-        psnr = _psnr(high, written, clips[len(seen) :], trial.engine, progress)
+        frames: list[list[Array]] = []
+        with progress.stage("compare", 2 * len(unseen)) as advance:
+            for side in (bundle.path, folder):
+                decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, trial.engine)
+                frames.append([])
+                for latents in clips[len(seen) :]:
+                    frames[-1] += decoder.decode(latents)
+                    advance()
+        psnr = frames_psnr(*frames)
         if not psnr >= LEAST_PSNR:
             raise AccuracyError(
                 f"INT8 convolutions take the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
@@ -122,43 +128,27 @@ def quantize_decoder(
     return Bundle.open(out)
 
 
-def stream(plans: Mapping[str, Plan], latents: Array) -> Iterator[tuple[str, Feeds, dict[str, Array]]]:
-    """Run a decoder's graphs over unscaled ``latents`` [latent_frames, channels, h, w]: of each chunk the graph's name, what it
-    was fed and what it answered.
-    """
-    values = np.ascontiguousarray(np.moveaxis(latents, 1, 0)[None])
-    caches: dict[str, Array] = {}
-    start = 0
-    while start < values.shape[2]:
-        name, frames = ("next", 2) if start else ("first", 3)
-        feeds = {"latents": np.ascontiguousarray(values[:, :, start : start + frames]), **caches}
-        results = plans[name].run(feeds)
-        yield name, feeds, results
-        caches = {key.removeprefix("next_"): value for key, value in results.items() if key.startswith("next_cache")}
-        start += frames
-
-
 def largest_fed(
-    paths: Mapping[str, Path], clips: Sequence[Array], beside: Path, engine: str, progress: Progress = SILENT
+    bundle: Bundle, clips: Sequence[Array], beside: Path, engine: str, progress: Progress = SILENT
 ) -> dict[str, float]:
-    """The largest magnitude that every convolution is fed in these clips of unscaled latents, by the convolution's name.
+    """The largest magnitude that every convolution is fed in these clips of scaled latents, by the convolution's name.
 
-    ``paths`` are the decoder's graphs by name; observed copies of them lie beside ``beside`` for that time.
+    Observed copies of the decoder's graphs lie beside ``beside`` for that time.
 
     Raises:
         BundleError: what one is fed is not finite.
     """
     graphs, observed = {}, {}
-    for name, path in paths.items():
-        graphs[name] = load_mapped(path)
+    for name in bundle.manifest.components[DECODER].graphs:
+        graphs[name] = load_mapped(bundle.graph(DECODER, name))
         observed[name] = {found.name: found.activation for found in convolution_nodes(graphs[name])}
         observe(graphs[name], observed[name].values(), histograms=False)
     largest: dict[str, float] = {}
     with scratch_folder(beside, "observed") as folder, progress.stage("calibrate", len(clips)) as advance:
         files = save_graphs(folder / DECODER, graphs)
-        plans = {name: open_plan(engine, folder / file) for name, file in files.items()}
+        decoder = _decoder(bundle, {name: folder / file for name, file in files.items()}, engine)
         for latents in clips:
-            for graph, _, results in stream(plans, latents):
+            for graph, results in decoder.results(latents):
                 for name, activation in observed[graph].items():
                     found = float(np.maximum(results[activation + HIGH], -results[activation + LOW]).max())
                     if not np.isfinite(found):
@@ -170,18 +160,12 @@ def largest_fed(
     return largest
 
 
-def _psnr(
-    high: Mapping[str, Path], low: Mapping[str, Path], clips: Sequence[Array], engine: str, progress: Progress
-) -> float:
-    """Of the frames of these clips as they are shown, -1…1, all together, dB."""
-    sides: list[list[Array]] = []
-    with progress.stage("compare", 2 * len(clips)) as advance:
-        for graphs in (high, low):
-            plans = {name: open_plan(engine, path) for name, path in graphs.items()}
-            frames: list[Array] = []
-            for latents in clips:
-                frames += [results["frames"].clip(-1, 1) for _, _, results in stream(plans, latents)]
-                advance()
-            sides.append(frames)
-    squares = [np.square(a - b, dtype=np.float64).mean() for a, b in zip(*sides, strict=True)]
+def frames_psnr(found: Sequence[Array], wanted: Sequence[Array]) -> float:
+    """Of frames as they are shown, -1…1, all arrays (of one shape each) together, dB."""
+    pairs = zip(found, wanted, strict=True)
+    squares = [np.square(a.clip(-1, 1) - b.clip(-1, 1), dtype=np.float64).mean() for a, b in pairs]
     return float(10 * np.log10(4 / max(float(np.mean(squares)), 1e-20)))
+
+
+def _decoder(bundle: Bundle, paths: Mapping[str, Path], engine: str) -> VaeDecoder:
+    return VaeDecoder(bundle, engine, graphs={name: open_plan(engine, path) for name, path in paths.items()})

@@ -79,12 +79,14 @@ def quantize_bundle(
                 if not report.quantized and not report.weight_only:
                     raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
                 passes["main"]["insert_qdq"] = report.counts()
-                # What is not quantized is still in fp32, which every CPU engine computes: so it can be judged here.
-                components[name] = write_component(folder, name, models, passes, before)
                 verdict = None
-                if trial is not None and "fp4" not in recipe.formats:
-                    recorded = trial.record(bundle, progress) if steps is None else steps
-                    verdict = _gated(bundle, folder, components[name], recipe, trial, recorded, progress)
+                judge_by = None if "fp4" in recipe.formats else trial
+                if judge_by or base == "fp32":
+                    components[name] = write_component(folder, name, models, passes, before)
+                if judge_by:
+                    # What is not quantized is still in fp32, which every CPU engine computes.
+                    recorded = judge_by.record(bundle, progress) if steps is None else steps
+                    verdict = _gated(bundle, folder, components[name], recipe, judge_by, recorded, progress)
                 quantization = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
                 (folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             if base != "fp32":

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import EnginePlan
+from reelquant.runtime.engine import Array, EnginePlan
 from reelquant.runtime.graphs import check_component, open_graph
 from reelquant.runtime.tiles import decode_tiled, encode_tiled, exceeds, tile_count, tilings
 from reelquant.runtime.trust import OWN, Trust
 
 Floats = NDArray[np.float32]
+_Open = Callable[[str], EnginePlan]
 
 
 class VaeDecoder:
     """Scaled latents → frames. The first chunk is three latent frames (nine frames), each later one two (eight).
 
-    With ``tiled``, frames larger than half of the VAE's own size are decoded in tiles, in the memory of one.
+    With ``tiled``, frames larger than half of the VAE's own size are decoded in tiles, in the memory of one. ``graphs`` are
+    loaded ones by name, in place of the bundle's; they may answer more.
     """
 
     def __init__(
-        self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False, trust: Trust = OWN
+        self,
+        bundle: Bundle,
+        engine: str,
+        threads: int | None = None,
+        tiled: bool = False,
+        trust: Trust = OWN,
+        graphs: Mapping[str, EnginePlan] | None = None,
     ) -> None:
-        self._graphs = _Graphs(bundle, "vae_decoder", engine, threads, trust)
+        own = _Graphs(bundle, "vae_decoder", engine, threads, trust).open
+        self._open: _Open = own if graphs is None else graphs.__getitem__
         self._tiling = tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial) if tiled else None
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
 
@@ -51,9 +60,15 @@ class VaeDecoder:
             advance()
             yield chunk
 
-    def _whole(self, latents: Floats) -> Iterator[Floats]:
+    def results(self, latents: Floats) -> Iterator[tuple[str, dict[str, Array]]]:
+        """Of each chunk of :meth:`decode`'s latents the graph that ran, "first" or "next", and all that it answered. The next
+        chunk's caches are written over the caches in it.
+        """
         chunks = _chunks(latents.transpose(1, 0, 2, 3)[None], 3, 2)
-        return _stream(self._graphs, "latents", "frames", (chunk * self._scale for chunk in chunks))
+        return _stream(self._open, "latents", (chunk * self._scale for chunk in chunks))
+
+    def _whole(self, latents: Floats) -> Iterator[Floats]:
+        return (results.pop("frames") for _, results in self.results(latents))
 
 
 class VaeEncoder:
@@ -87,7 +102,8 @@ class VaeEncoder:
         """Return scaled latents [latent_frames, channels, h, w] of a clip [1, 3, 8N+1, height, width]."""
 
         def whole(tile: Floats) -> Floats:
-            return np.concatenate(list(_stream(self._graphs, "frames", "moments", _chunks(tile, 9, 8))), axis=2)
+            found = [results.pop("moments") for _, results in _stream(self._graphs.open, "frames", _chunks(tile, 9, 8))]
+            return np.concatenate(found, axis=2)
 
         return self._sample(self._moments(whole, frames), noise) * self._scale
 
@@ -109,16 +125,17 @@ def _chunks(x: Floats, first: int, later: int) -> Iterator[Floats]:
         yield np.ascontiguousarray(x[:, :, start : start + later])
 
 
-def _stream(graphs: _Graphs, name: str, output: str, chunks: Iterator[Floats]) -> Iterator[Floats]:
-    results = graphs.open("first").run({name: next(chunks)})
-    yield results.pop(output)
-    caches = {key.removeprefix("next_"): value for key, value in results.items()}
+def _stream(open_graph: _Open, name: str, chunks: Iterator[Floats]) -> Iterator[tuple[str, dict[str, Array]]]:
+    results = open_graph("first").run({name: next(chunks)})
     # Each chunk's caches are written over those that it was given: there is one set of them, however long the clip.
-    into = results
+    into = {key: value for key, value in results.items() if key.startswith("next_")}
+    caches = {key.removeprefix("next_"): value for key, value in into.items()}
+    yield "first", results
+    del results  # whoever took the frames has them now
     plan: EnginePlan | None = None
     for chunk in chunks:
-        plan = plan or graphs.open("next")
-        yield plan.run({name: chunk, **caches}, into)[output]
+        plan = plan or open_graph("next")
+        yield "next", plan.run({name: chunk, **caches}, into)
 
 
 class _Graphs:

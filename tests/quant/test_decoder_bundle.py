@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,16 @@ import pytest
 from demo.fidelity import psnr
 from reelquant.quant import decoder_bundle
 from reelquant.quant.convolutions import convolution_nodes
-from reelquant.quant.decoder_bundle import DecoderTrial, largest_fed, stream
+from reelquant.quant.decoder_bundle import DecoderTrial, largest_fed
 from reelquant.quant.graph_files import WEIGHTS, load_graph, save_graphs
 from reelquant.quant.numerics import INT8
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.quant.primitives import dequantize, quantize, scale_from_absmax
+from reelquant.quant.static_shapes import known_shape
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import open_plan
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.vae import VaeDecoder
 from tests.command_line import run
 from tests.conftest import BundleMaker
 
@@ -43,6 +44,12 @@ def stored(bundle: Bundle, graph: str, name: str) -> float:
     value = load_graph(bundle.graph("vae_decoder", graph)).graph.initializers[name].const_value
     assert value is not None
     return float(value.numpy())
+
+
+def multiplications(node: ir.Node) -> int:
+    shapes = [known_shape(value, {"height": 12, "width": 12}) for value in (node.outputs[0], node.inputs[1])]
+    assert shapes[0] is not None and shapes[1] is not None
+    return prod(shapes[0]) * prod(shapes[1][1:])
 
 
 def test_a_convolution_is_what_numpy_says(tmp_path: Path) -> None:
@@ -69,31 +76,21 @@ def test_a_convolution_is_what_numpy_says(tmp_path: Path) -> None:
 
 
 def test_what_is_worth_it(demo_bundle: BundleMaker) -> None:
-    """Nine tenths of the products and more; neither ends nor spatial norms."""
+    """Nearly all of the work; neither ends nor spatial norms."""
     bundle = demo_bundle("t2v", "fp32")
     first, then = (load_graph(bundle.graph("vae_decoder", name)) for name in ("first", "next"))
     names = [found.name for found in convolution_nodes(first)]
     assert names == [found.name for found in convolution_nodes(then)] and len(names) == 23
     assert all(name.endswith((".conv1.conv", ".conv2.conv")) or ".upsamplers." in name for name in names)
-
-
-def test_a_stream_is_the_runtimes(demo_bundle: BundleMaker) -> None:
-    bundle = demo_bundle("t2v", "fp32")
-    latents = np.random.default_rng(0).standard_normal((7, 16, 6, 8), dtype=np.float32)
-    plans = {name: open_plan("openvino", bundle.graph("vae_decoder", name)) for name in ("first", "next")}
-    runs = list(stream(plans, latents / np.float32(bundle.manifest.vae["scaling_factor"])))
-    assert [name for name, _, _ in runs] == ["first", "next", "next"]
-    wanted = list(VaeDecoder(bundle, "openvino").decode(latents))
-    for (_, _, results), chunk in zip(runs, wanted, strict=True):
-        assert np.allclose(results["frames"], chunk, atol=1e-5)
+    work = {node.name: multiplications(node) for node in then.graph if node.op_type == "Conv"}
+    assert sum(work[name] for name in names) > 0.9 * sum(work.values())
 
 
 def test_latents_that_are_not_finite(demo_bundle: BundleMaker, tmp_path: Path) -> None:
     bundle = demo_bundle("t2v", "fp32")
-    graphs = {name: bundle.graph("vae_decoder", name) for name in ("first", "next")}
     latents = np.full((3, 16, 6, 8), np.nan, np.float32)
     with pytest.raises(BundleError, match=r"mid_block.* of the decoder is fed values that are not finite"):
-        largest_fed(graphs, [latents], tmp_path / "beside", "onnxruntime")
+        largest_fed(bundle, [latents], tmp_path / "beside", "onnxruntime")
     assert not list(tmp_path.iterdir())
 
 

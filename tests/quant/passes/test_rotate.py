@@ -10,7 +10,7 @@ import pytest
 from reelquant.quant.attentions import attention_nodes
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.rotate import hadamard, rotate
-from reelquant.quant.teacher import Trial, pooled_rel_l2, velocities
+from reelquant.quant.teacher import Difference, Trial, velocities
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.graphs import open_graphs
@@ -61,6 +61,7 @@ def test_a_bundle_is_rotated(demo_bundle: BundleMaker, tmp_path: Path, capfd: py
     assert bundle.manifest.precision == "fp32" and bundle.digest != source.digest
     steps = Trial("demo", prompts=1, steps=1).record(source)
     plan = open_graphs(bundle, "transformer", "onnxruntime", "main")["main"]
-    assert 0 < pooled_rel_l2(velocities(plan, steps), [step.velocity for step in steps]) < 1e-5
+    found = zip(velocities(plan, steps), steps, strict=True)
+    assert 0 < max(Difference.of(velocity, step.velocity).rel_l2 for velocity, step in found) < 1e-5
     refused = command(capfd, "rotate", demo_bundle("t2v", "int8").path, tmp_path / "no")
     assert refused.code == 2 and "start from the fp32 bundle" in refused.err
