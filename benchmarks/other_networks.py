@@ -3,7 +3,7 @@
     make peers && python -m benchmarks.other_networks --json
 
 ``vae``: the decoder of one chunk with INT8 convolutions, by NNCF (all of them) and as ``reelquant quantize-decoder`` makes
-them, calibrated on the clip that the chunk is of (of the 2B-sized one: random latents and weights), against fp32: time in
+them, calibrated on the chunk or its clip (of the 2B-sized one: random latents and weights), against fp32: time in
 turns, medians and the spread of the ratio, and what the frames lose. ``text_encoder``: weights stored as ``export
 --text-weights`` does: bytes, time, and the relative L2 of the embeddings and of the transformer's velocity that follows.
 """
