@@ -17,7 +17,7 @@ from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.static_shapes import static_copy
-from reelquant.quant.teacher import Trial
+from reelquant.quant.teacher import Trial, judge_engine
 from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
@@ -141,7 +141,7 @@ def _trial(plan: ExportPlan, ranges: Ranges) -> Trial | None:
     """On clips of the calibration's size: what this machine could calibrate on, it can judge on."""
     made = ranges.provenance
     size = Size(made.frames, made.height, made.width)
-    return Trial(plan.data, size=size, engine=plan.calibration.engine) if plan.gate else None
+    return Trial(plan.data, size=size, engine=judge_engine(plan.engine)) if plan.gate else None
 
 
 def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:

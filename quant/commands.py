@@ -22,11 +22,11 @@ from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.rotate_bundle import rotate_bundle
 from reelquant.quant.search import search
 from reelquant.quant.strengths import search_strengths
-from reelquant.quant.teacher import Trial
+from reelquant.quant.teacher import Trial, judge_engine
 from reelquant.runtime.atomic import check_free
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
-from reelquant.runtime.engine import check_engine
+from reelquant.runtime.engine import REFERENCE_ENGINE, check_engine, installed_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
@@ -133,7 +133,12 @@ def calibrate(
 @TRIAL_PROMPTS
 @TRIAL_STEPS
 @TRIAL_SEED
-@click.option("--engine", default=Trial.engine, show_default=True, metavar="NAME", help="What runs these clips.")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="The engine that will run OUT: there OUT is judged, and timed for a budget of seconds [default: openvino where it is "
+    "installed, else onnxruntime].",
+)
 @REPLACE
 @QUIET
 @JSON
@@ -151,7 +156,7 @@ def quantize(
     prompts: int,
     steps: int,
     seed: int,
-    engine: str,
+    engine: str | None,
     replace: bool,
     quiet: bool,
     as_json: bool,
@@ -163,7 +168,8 @@ def quantize(
     wanted = Budget.parse(budget) if budget else None
     source, seen, chosen = Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe)
     made = seen.provenance
-    trial = Trial(data, prompts, steps, seed, Size(made.frames, made.height, made.width), check_engine(engine))
+    runs = check_engine(engine or installed_engine())
+    trial = Trial(data, prompts, steps, seed, Size(made.frames, made.height, made.width), judge_engine(runs))
     check_free(out, replace)
     recorded = None
     with Progress(shown(quiet)) as progress:
@@ -171,9 +177,9 @@ def quantize(
             check_sources(source, seen)
             recorded = trial.record(source, progress)
             if search_strength:
-                chosen = search_strengths(source, seen, chosen, recorded, engine, progress)
+                chosen = search_strengths(source, seen, chosen, recorded, REFERENCE_ENGINE, progress)
             if wanted:
-                found = search(source, seen, chosen, wanted, recorded, engine, base, progress)
+                found = search(source, seen, chosen, wanted, recorded, trial.engine, base, progress)
                 chosen = found.recipe
         held = trial if gate else None
         result = quantize_bundle(source, seen, chosen, out, replace, base, held, recorded, progress)
@@ -197,7 +203,10 @@ def quantize(
         click.echo(
             f"{wanted}: {len(found.high)} of {len(found.errors)} products left high; relative L2 {found.rel_l2:.5f}"
         )
-    lost = f"relative L2 {verdict['rel_l2']:.4f} at worst over {len(verdict['runs'])} steps" if verdict else "not gated"
+    lost = "not gated"
+    if verdict:
+        steps_run = f"{len(verdict['runs'])} steps on {verdict['engine']}"
+        lost = f"relative L2 {verdict['rel_l2']:.4f} at worst over {steps_run}"
     fates = f"{counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
     click.echo(f"{out}: {fates}; {lost}")
 
@@ -293,7 +302,8 @@ def gate(
 ) -> None:
     """Hold BUNDLE, quantized, against TWIN, the fp32 bundle it was made from. Exit code 1 when it is not its twin any more."""
     judged, teacher = Bundle.open(bundle), Bundle.open(twin)
-    check_twins(judged, teacher, check_engine(engine))
+    engine = judge_engine(check_engine(engine))
+    check_twins(judged, teacher, engine)
     size = parse_clip(clip) if clip else None
     trial = Trial(data, prompts, steps, seed, size, engine)
     with Progress(shown(quiet)) as progress:
@@ -306,6 +316,6 @@ def gate(
         said = f"{len(verdict.faults)} faults" if verdict.faults else "passed"
         click.echo(
             f"{bundle}: {said}; relative L2 {verdict.worst.rel_l2:.4f}, cosine {verdict.worst.cosine:.5f} at worst "
-            f"over {len(verdict.runs)} steps"
+            f"over {len(verdict.runs)} steps on {verdict.engine}"
         )
     context.exit(1 if verdict.faults else 0)

@@ -15,7 +15,7 @@ from reelquant.quant.numerics import FP8_E4M3, INT8
 from reelquant.quant.segments import segments
 from reelquant.quant.teacher import Difference
 from reelquant.runtime.atomic import link_or_copy, scratch_folder
-from reelquant.runtime.engine import Array, open_plan
+from reelquant.runtime.engine import REFERENCE_ENGINE, Array, open_plan
 from reelquant.runtime.errors import BundleError
 
 
@@ -23,13 +23,16 @@ from reelquant.runtime.errors import BundleError
 class Part:
     """Half a block, or what stands before and after the blocks: the worst difference of what it hands on, over all steps,
     and of each linear's output with its bias, in graph order. ``reach`` is how far a quantized linear's activation could go, as a multiple
-    of the largest that it was: below 1, values were cut off; far above, the steps are coarse.
+    of the largest that it was: below 1, values were cut off; far above, the steps are coarse. ``engine`` is how far each
+    linear's output on the engine is from the same graph's on the reference engine, fed the same: empty where that is the
+    engine.
     """
 
     number: int
     difference: Difference
     linears: Mapping[str, Difference]
     reach: Mapping[str, float]
+    engine: Mapping[str, Difference]
 
     @property
     def where(self) -> str:
@@ -37,7 +40,8 @@ class Part:
 
 
 def lockstep(teacher: Path, other: Path, samples: Sequence[Mapping[str, Array]], engine: str) -> Iterator[Part]:
-    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``.
+    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``; and
+    ``engine``, which runs both, with the reference engine.
 
     Raises:
         BundleError: the second is not made from the first: it has other blocks, or hands on other values.
@@ -74,13 +78,22 @@ def _part(
         path = folder / side / f"{number}.onnx"
         ir.save(model, path)
         plans[side] = open_plan(engine, path, lean=True)
+    reference = None
+    if engine != REFERENCE_ENGINE:
+        reference = open_plan(REFERENCE_ENGINE, folder / "other" / f"{number}.onnx", lean=True)
     worst: dict[str, Difference] = {}
+    apart: dict[str, Difference] = {}
     for sample in values:
         wanted, found = (plans[side].run(_fed(model, sample)) for side, model in models.items())
         for name in {*handed_on, *linears.values()}:
             if wanted[name].dtype.kind == "f":
                 each = Difference.of(found[name], wanted[name])
                 worst[name] = max(worst.get(name, each), each, key=_badness)
+        if reference is not None:
+            exact = reference.run(_fed(models["other"], sample))
+            for linear, name in linears.items():
+                each = Difference.of(found[name], exact[name])
+                apart[linear] = max(apart.get(linear, each), each, key=_badness)
         for name, most in list(largest.items()):
             largest[name] = max(most, float(np.abs(found[name] if name in found else sample[name]).max()))
         # What the second graph alone hands on is made of the first one's values too: a cast of its own, say.
@@ -88,7 +101,7 @@ def _part(
         sample.update({name: wanted[name] for name in handed_on})
     outer = max((worst[name] for name in handed_on if name in worst), key=_badness)
     reach = {name: top / max(largest[read], 1e-30) for name, (read, top) in scales.items()}
-    return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach)
+    return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach, apart)
 
 
 def _scale(linear: Linear) -> tuple[str, float] | None:

@@ -21,6 +21,9 @@ class Format:
 # ±127, not -128: the grid is then its own mirror image, so negating a weight negates its product exactly, no zero
 # point is needed, and no product exceeds 127². It is also the range TensorRT's symmetric scales (absmax/127) assume.
 INT8 = Format("int8", np.dtype(np.int8), 127.0)
+# Weights in 7 of the 8 bits: CPUs without VNNI add two products of an unsigned and a signed byte in 16 bits, and
+# 2 · 255 · 64 is the largest such sum that fits (ONNX Runtime calls it reduce_range, NNCF its overflow fix).
+INT8_REDUCED = Format("int8_reduced", np.dtype(np.int8), 64.0)
 # The largest finite value of E4M3 "fn" (OCP OFP8, table 1): 1.75 · 2⁸. It has no infinity.
 FP8_E4M3 = Format("fp8", np.dtype(ml_dtypes.float8_e4m3fn), 448.0)
 # ±7, for the same reason as INT8's ±127.
@@ -65,12 +68,13 @@ class Quantized:
 
     ``weights`` speaks of a weight [K, N], so output channels are axis 1. Activations are always static and per tensor,
     the only kind TensorRT takes. An attention so quantized has no weights: Q, K, V and the softmax's output are
-    quantized per tensor.
+    quantized per tensor. ``weight_format`` is that of the weights where it is another than the activations'.
     """
 
     format: Format
     weights: Granularity
     activations: PerTensor = PerTensor()
+    weight_format: Format | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,7 @@ HIGH = High()
 NUMERICS: dict[str, Numerics] = {
     "high": HIGH,
     "int8": Quantized(INT8, weights=PerChannel(axis=1)),
+    "int8_reduced": Quantized(INT8, weights=PerChannel(axis=1), weight_format=INT8_REDUCED),
     "fp8": Quantized(FP8_E4M3, weights=PerTensor()),
     "fp8_per_channel": Quantized(FP8_E4M3, weights=PerChannel(axis=1)),
     "nvfp4": BlockQuantized(FP4_E2M1, Blocked(16)),

@@ -25,7 +25,7 @@ from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Step
 from reelquant.quant.timing import in_turns, step_feeds
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engine import REFERENCE_ENGINE, open_plan
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
@@ -55,6 +55,8 @@ def search(
 ) -> Found:
     """The recipe with the fewest bytes high that keeps ``rel_l2``, or with the least error within a size or a time.
 
+    Errors are those of the reference engine, seconds those of ``engine``.
+
     Raises:
         BadInput: the budget is not kept with all quantized that ``recipe`` names, or only with nothing, or in any case.
     """
@@ -72,7 +74,7 @@ def search(
             raise BadInput(f"{said}; {budget} needs another recipe")
         if most <= budget.limit:
             raise BadInput(f"unquantized it comes to {budget.said(most)}, which keeps {budget}; give less")
-    with opened_probe(bundle, ranges, recipe, steps, engine, progress) as probe:
+    with opened_probe(bundle, ranges, recipe, steps, REFERENCE_ENGINE, progress) as probe:
         errors = probe.errors(progress)
         # An attention has no bytes of its own; it counts as much as a linear does on average.
         known = [bytes_of[name] for name in probe.products if name in bytes_of]

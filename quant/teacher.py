@@ -14,7 +14,7 @@ import numpy as np
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.watch import sample_watched
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Array, Feeds, Plan
+from reelquant.runtime.engine import REFERENCE_ENGINE, Array, Feeds, Plan, is_compiled
 from reelquant.runtime.graphs import open_graphs
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
@@ -59,7 +59,7 @@ class Difference:
 class Trial:
     """The clips on which a quantized transformer is tried: the last ``prompts`` of ``data`` (all, if it has fewer), ``steps`` steps each.
 
-    ``size`` is theirs, without it the bundle's.
+    ``size`` is theirs, without it the bundle's. ``engine`` is what will run the bundle: it is judged there.
     """
 
     data: str = "general"
@@ -67,7 +67,7 @@ class Trial:
     steps: int = 4
     seed: int = 1000
     size: Size | None = None
-    engine: str = "onnxruntime"
+    engine: str = REFERENCE_ENGINE
 
     def requests(self, task: str) -> list[Request]:
         """Raises:
@@ -77,8 +77,13 @@ class Trial:
         return held_out.requests(task, max(1, len(held_out.prompts)), self.seed, self.steps, self.size)
 
     def record(self, bundle: Bundle, progress: Progress = SILENT) -> list[Step]:
-        """Every run of ``bundle``'s transformer in these clips (:func:`record_steps`)."""
-        return record_steps(bundle, self.requests(bundle.manifest.task), self.engine, progress)
+        """Every run of ``bundle``'s transformer in these clips (:func:`record_steps`), on the reference engine."""
+        return record_steps(bundle, self.requests(bundle.manifest.task), REFERENCE_ENGINE, progress)
+
+
+def judge_engine(engine: str) -> str:
+    """Where a bundle that ``engine`` will run is judged: there, or, where that runs no ONNX graphs, on the reference engine."""
+    return REFERENCE_ENGINE if is_compiled(engine) else engine
 
 
 def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progress: Progress = SILENT) -> list[Step]:

@@ -5,21 +5,19 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
-from pathlib import Path
 from types import ModuleType
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.cpu_units import cpu_info, instruction_sets, read_lines
+from reelquant.runtime.engine import ENGINES
 from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.engines.tensorrt.loadable import why_not
 from reelquant.runtime.errors import MissingExtra
 from reelquant.runtime.gpus import Gpus, gpus
-
-# What decides the speed of INT8, bf16 and FP8 graphs on a CPU, under the kernel's names (x86, then Arm).
-INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-                    "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
+from reelquant.runtime.precision_notes import Note, notes
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,11 @@ def diagnose() -> list[EngineReport]:
     ]
 
 
+def precisions(reports: Sequence[EngineReport]) -> dict[str, tuple[Note, ...]]:
+    """What each precision is worth on this CPU, by engine: of those that are usable and run on one."""
+    return {report.engine: notes(report.engine) for report in reports if report.usable and report.engine in ENGINES}
+
+
 def compiled_engines(bundle: Bundle, found: Gpus) -> dict[str, str | None]:
     """Why the engines that were built into ``bundle`` would not load here, by engine; None where they would."""
     reasons: dict[str, str | None] = {}
@@ -72,14 +75,11 @@ def compiled_engines(bundle: Bundle, found: Gpus) -> dict[str, str | None]:
 
 def machine() -> Machine:
     """This machine's facts, read from /proc where there is one."""
-    pairs = (line.partition(":") for line in _lines("/proc/cpuinfo"))
-    info = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = info.get("flags", info.get("Features", "")).split()
     return Machine(
-        cpu=info.get("model name") or platform.processor() or platform.machine(),
+        cpu=cpu_info().get("model name") or platform.processor() or platform.machine(),
         cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
         memory=_memory(),
-        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in flags),
+        instruction_sets=instruction_sets(),
         python=platform.python_version(),
         reelquant=metadata.version("reelquant"),
     )
@@ -141,14 +141,7 @@ def _installed(package: str) -> str | None:
 
 
 def _memory() -> int:
-    limits = [int(text) for text in _lines("/sys/fs/cgroup/memory.max") if text.isdecimal()]
+    limits = [int(text) for text in read_lines("/sys/fs/cgroup/memory.max") if text.isdecimal()]
     if sys.platform != "win32":
         limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     return min(limits, default=0)
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text().splitlines()
-    except OSError:
-        return []

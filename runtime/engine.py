@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ Feeds = Mapping[str, Array]
 # Engines that read ONNX → their module under reelquant.runtime.engines, imported only when it is asked for.
 ENGINES = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 DEFAULT_ENGINE = "openvino"
+# What all others are held against: ONNX Runtime computes every graph of ours on any CPU, exactly as it says.
+REFERENCE_ENGINE = "onnxruntime"
 
 
 class Plan(Protocol):
@@ -87,6 +90,11 @@ def engine_version(name: str) -> str:
         MissingExtra: its package is not installed.
     """
     return FLAVORS[name].version() if is_compiled(check_engine(name)) else str(engine_module(name).version())
+
+
+def installed_engine() -> str:
+    """The default engine where its package is installed, else the reference engine."""
+    return DEFAULT_ENGINE if find_spec(ENGINES[DEFAULT_ENGINE]) else REFERENCE_ENGINE
 
 
 def open_plan(engine: str, graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:

@@ -163,7 +163,8 @@ def _quantize_group(inserter: QdqInserter, group: _Group, ranges: Ranges) -> Non
     for linear in group.linears:
         if scale is not None:
             inserter.activation(linear.node, 0, name, scale, numerics.format, balanced)
-        inserter.weight(linear, numerics.format, numerics.weights, treatment)
+        stored = numerics.weight_format if isinstance(numerics, Quantized) else None
+        inserter.weight(linear, stored or numerics.format, numerics.weights, treatment)
 
 
 def _threshold(ranges: Ranges, name: str, observer: str, format: Format) -> float:

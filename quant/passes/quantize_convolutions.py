@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from reelquant.quant.convolutions import convolution_nodes
-from reelquant.quant.numerics import INT8
+from reelquant.quant.numerics import INT8, INT8_REDUCED
 from reelquant.quant.passes.qdq import QdqInserter
 from reelquant.quant.primitives import scale_from_absmax
 
@@ -26,6 +26,6 @@ def quantize_convolutions(model: ir.Model, largest: Mapping[str, float]) -> int:
     for each in found:
         scale = scale_from_absmax(np.float32(largest[each.name]), INT8)
         inserter.activation(each.node, 0, each.activation, scale, INT8)
-        inserter.filters(each.node, each.filters, INT8)
+        inserter.filters(each.node, each.filters, INT8_REDUCED)
     inserter.remove_unused_weights()
     return len(found)

@@ -9,7 +9,7 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import JSON, print_json
-from reelquant.runtime.doctor import compiled_engines, diagnose, machine
+from reelquant.runtime.doctor import compiled_engines, diagnose, machine, precisions
 from reelquant.runtime.gpus import gpus
 
 
@@ -22,7 +22,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     compiled = compiled_engines(Bundle.open(bundle), found) if bundle else {}
     if as_json:
         engines = [asdict(report) for report in reports]
-        print_json({"machine": asdict(host), "gpus": asdict(found), "engines": engines, "bundle": compiled})
+        worth = {engine: [asdict(note) for note in made] for engine, made in precisions(reports).items()}
+        facts = {"machine": asdict(host), "gpus": asdict(found), "engines": engines, "precisions": worth}
+        print_json({**facts, "bundle": compiled})
         return
     click.echo(f"{host.cpu}, {host.cores} cores, {host.memory / 2**30:.0f} GiB, {', '.join(host.instruction_sets)}")
     click.echo(f"GPU: {', '.join(found.names) or found.reason}")
@@ -31,5 +33,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
         click.echo(f"{report.engine:13} {state:6} {report.version or '':12} {report.devices or report.reason}")
         if report.remedy:
             click.echo(f"{'':13} {'':6} {'':12} → {report.remedy}")
+    for engine, made in precisions(reports).items():
+        click.echo(f"on this CPU, with {engine}:")
+        for note in made:
+            click.echo(f"  {note.precision:12} {note.text}")
     for engine, reason in compiled.items():
         click.echo(f"{bundle}: its {engine} engines {'load here' if reason is None else f'do not load here: {reason}'}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -26,6 +27,7 @@ from reelquant.runtime.commands.options import (
 from reelquant.runtime.graphs import device_seconds
 from reelquant.runtime.latents import SUFFIX
 from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.precision_notes import note_of
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import Request
 from reelquant.runtime.trust import Trust
@@ -94,6 +96,9 @@ def generate(
         check_output(latents, (SUFFIX,))
     height, width = size or (None, None)
     pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled, keep=False, trust=Trust(keys, trust))
+    note = note_of(pipeline.bundle.manifest, engine)
+    if note and note.disappoints and sys.stderr.isatty() and not (quiet or as_json):
+        click.echo(f"{note.precision} on this CPU, with {engine}: {note.text}", err=True)
     request = Request(
         prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler,
         video=video, strength=strength,
@@ -117,6 +122,7 @@ def generate(
                 "seed": clip.provenance["seed"],
                 "engine": engine,
                 "precision": pipeline.bundle.manifest.precision,
+                "precision_here": asdict(note) if note else None,
                 "seconds": seconds,
                 "device_seconds": device_seconds(engine),
                 "peak_rss_bytes": peak_rss_bytes(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, print_json
+from reelquant.runtime.engine import ENGINES, installed_engine
+from reelquant.runtime.precision_notes import note_of
 
 _COUNTS = ("nodes", "linears", "quantized_linears")
 
@@ -19,7 +22,10 @@ _COUNTS = ("nodes", "linears", "quantized_linears")
 @JSON
 def inspect(bundle: Path, as_json: bool) -> None:
     """Say what BUNDLE holds: its manifest, and per component what its graphs are made of."""
-    found = describe(Bundle.open(bundle))
+    opened = Bundle.open(bundle)
+    engine = installed_engine()
+    note = note_of(opened.manifest, engine) if find_spec(ENGINES[engine]) else None
+    found = {**describe(opened), "here": {"engine": engine, **asdict(note)} if note else None}
     if as_json:
         print_json(found)
         return
@@ -33,8 +39,10 @@ def inspect(bundle: Path, as_json: bool) -> None:
             f"{name:14} {part['nodes']:6} {part['linears']:8} {part['quantized_linears']:10} "
             f"{part['weight_bytes'] / 1e6:7.2f} MB  {', '.join(part['weight_dtypes'])}"
         )
-    for engine, record in manifest["engines"].items():
-        click.echo(f"built for {engine} {record['version']}")
+    for name, record in manifest["engines"].items():
+        click.echo(f"built for {name} {record['version']}")
+    if note:
+        click.echo(f"{note.precision} on this CPU, with {engine}: {note.text}")
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

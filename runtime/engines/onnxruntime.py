@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from reelquant.runtime.cpu_units import has_int8_units, is_arm
 from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.memory import give_back_at_once
@@ -68,8 +69,6 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
     ort = _module()
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    # Without this, INT8 linears that share an activation (to_q, to_k, to_v) are run in float.
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
     # The graph says its own numerics: by default, what is fed to linears with INT8 weights would be quantized too.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if lean:
@@ -78,6 +77,8 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         give_back_at_once()
     if threads:
         options.intra_op_num_threads = threads
+    for entry, value in _int8_entries(graph).items():
+        options.add_session_config_entry(entry, value)
     if _has_fp8(graph):
         # On the CPU a fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -87,6 +88,30 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers), graph)
     except Exception as error:  # onnxruntime's exception classes share no public base but Exception
         raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
+
+
+def multiplies_int8() -> bool:
+    """Whether INT8 products are computed in INT8 here, and so save time."""
+    return has_int8_units()
+
+
+def _int8_entries(graph: Path) -> dict[str, str]:
+    """How INT8 products are computed: exactly as the graph says, and in the fastest kernels that do so.
+
+    On Arm both factors are signed. On x86 ONNX Runtime's fast kernels take unsigned activations; it shifts ours, but for
+    those that several linears share (to_q, to_k, to_v), which it computes in float. Without VNNI those kernels add in 16 bits and
+    saturate (its guide to quantization, "when and why do I need to try U8U8"), and its exact ones take twice fp32's time:
+    there all is computed in float, unless the weights fit.
+    """
+    if is_arm():
+        return {"session.qdqisint8allowed": "1"}
+    data = graph.read_bytes()
+    quantized = (
+        b"QuantizeLinear" in data and b"int8_zero_point" in data
+    )  # activations, in the names that our passes give
+    if quantized and b"int8_zero_point_" in data and not has_int8_units():
+        return {"session.disable_quant_qdq": "1"}
+    return {"session.qdqisint8allowed": "0"}
 
 
 def _has_fp8(graph: Path) -> bool:

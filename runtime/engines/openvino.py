@@ -14,6 +14,14 @@ from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.memory import give_back_at_once
 
+# The graph says its own numerics: without these, a CPU with bf16 units would silently compute fp32 graphs in bf16, and what
+# is fed to linears with INT8 weights would silently be quantized too.
+_OPTIONS: dict[str, Any] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+    "PERFORMANCE_HINT": "LATENCY",
+}
+
 
 class _OpenVinoPlan:
     """A graph compiled for every shape, or, where ``lean``, for the shapes of its last run: then memory is planned for
@@ -70,8 +78,51 @@ class _OpenVinoPlan:
         self._shapes = shapes
 
     def _compile(self, model: Any) -> None:
-        self._compiled = _core().compile_model(model, "CPU", self._options)
+        options = {**self._options, **_IN_FLOAT} if _overflows(model) and saturates() else self._options
+        self._compiled = _core().compile_model(model, "CPU", options)
         self._request = self._compiled.create_infer_request()
+
+
+# Q/DQ is then computed as the graph says it, and the products in float: weights stay in 8 bit, exact everywhere.
+_IN_FLOAT = {"LP_TRANSFORMS_MODE": "NO"}
+# Two products of an unsigned byte and a weight up to this fit into 16 bits: 2 · 255 · 64 < 2¹⁵.
+_FITS = 64
+
+
+def _overflows(model: Any) -> bool:
+    """Whether INT8 products of ``model`` could overflow 16-bit sums: its activations are quantized, and a weight is large."""
+    operators = model.get_ops()
+    if not any(operator.get_type_name() == "FakeQuantize" for operator in operators):
+        return False
+    constants = (operator for operator in operators if operator.get_type_name() == "Constant")
+    weights = (constant.data for constant in constants if constant.get_element_type().get_type_name() == "i8")
+    return any(weight.size and (weight.max() > _FITS or weight.min() < -_FITS) for weight in weights)
+
+
+@cache
+def saturates() -> bool:
+    """Whether OpenVINO's INT8 kernels on this CPU add products in 16 bits, which overflow without a word.
+
+    They do on x86 without VNNI (``vpmaddubsw``: oneDNN's guide on INT8, "saturation"). One small product is computed and
+    looked at, so that it is true of whatever kernels this version takes.
+    """
+    from openvino import Model, opset13
+
+    size, largest = 64, 127
+    x = opset13.parameter([1, size], np.float32)
+    ends = [opset13.constant(np.float32(end)) for end in (-largest - 1, largest)]
+    quantized = opset13.fake_quantize(x, *ends, *ends, 256)
+    weight = opset13.convert(opset13.constant(np.full((size, size), largest, np.int8)), "f32")
+    scaled = opset13.multiply(weight, opset13.constant(np.ones((1, size), np.float32)))
+    model = Model([opset13.matmul(quantized, scaled, False, False)], [x])
+    compiled = _core().compile_model(model, "CPU", _OPTIONS)
+    found = compiled([np.full((1, size), largest, np.float32)])[0]
+    return bool(np.any(found != size * largest**2))
+
+
+def multiplies_int8() -> bool:
+    """Whether INT8 products are computed in INT8 here, and so save time."""
+    return not saturates()
 
 
 def _name(port: Any) -> str:
@@ -102,13 +153,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         MissingExtra: openvino is not installed.
         BundleError: OpenVINO refuses the graph.
     """
-    # The graph says its own numerics: without these, a CPU with bf16 units would silently compute fp32 graphs in bf16,
-    # and what is fed to linears with INT8 weights would silently be quantized too.
-    options: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        "PERFORMANCE_HINT": "LATENCY",
-    }
+    options = dict(_OPTIONS)
     if threads:
         options["INFERENCE_NUM_THREADS"] = threads
     try:

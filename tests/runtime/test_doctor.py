@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reelquant.runtime import doctor
+from reelquant.runtime import cpu_units, doctor
 from reelquant.runtime.doctor import EngineReport, diagnose, machine
 from reelquant.runtime.gpus import Gpus, gpus
 
@@ -180,14 +180,16 @@ def test_a_real_gpu_is_seen() -> None:
 def test_machine_reads_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {"/proc/cpuinfo": ["model name\t: Intel(R) Xeon(R) 8488C", "flags\t\t: sse amx_int8 avx512_vnni avx2 amxish"],
              "/sys/fs/cgroup/memory.max": ["1048576"]}  # fmt: skip
-    monkeypatch.setattr(doctor, "_lines", lambda path: files[path])
+    for module in (doctor, cpu_units):
+        monkeypatch.setattr(module, "read_lines", lambda path: files[path])
     found = machine()
     assert found.cpu == "Intel(R) Xeon(R) 8488C" and found.instruction_sets == ("avx2", "avx512_vnni", "amx_int8")
     assert found.memory == 1048576
 
 
 def test_machine_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_lines", lambda path: [])
+    for module in (doctor, cpu_units):
+        monkeypatch.setattr(module, "read_lines", lambda path: [])
     found = machine()
     assert found.cpu and found.instruction_sets == () and found.memory > 2**28
 
