@@ -44,7 +44,7 @@ def machine(arguments: argparse.Namespace) -> Facts:
         gpu = str(error)
     packages = ("torch", "diffusers", "onnxruntime-gpu", "onnxruntime", "tensorrt-rtx", "tensorrt-rtx-cu13-libs",
                 "cuda-bindings", "numpy", "onnx-ir")  # fmt: skip
-    versions = {}
+    versions: Facts = {}
     for package in packages:
         try:
             versions[package] = importlib.metadata.version(package)

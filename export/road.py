@@ -22,6 +22,7 @@ from reelquant.runtime.atomic import partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.engines.tensorrt.stage import NVFP4_IS_STATIC, Wanted, current_gpu
 from reelquant.runtime.engines.tensorrt.targets import lacking
 from reelquant.runtime.errors import BadInput, BundleError
@@ -151,7 +152,7 @@ def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | No
         BadInput: the GPU of this machine is asked for and there is none, a clip cannot be made, or a GPU lacks a format.
     """
     options, geometry = plan.wanted.options, checkpoint.geometry
-    current_gpu(options)
+    current_gpu(options, FLAVORS[plan.engine])
     for clip in plan.wanted.sizes:
         check_positions(checkpoint.config("transformer"), *checked(clip, geometry).latent_shape(geometry)[2:])
     formats = recipe.formats & {"fp8", "fp4"} if recipe else set()

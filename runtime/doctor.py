@@ -12,9 +12,10 @@ from types import ModuleType
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.cpu_units import cpu_info, instruction_sets, read_lines
-from reelquant.runtime.engine import ENGINES
+from reelquant.runtime.engine import ENGINES, engine_module
 from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.engines.tensorrt.loadable import why_not
+from reelquant.runtime.engines.tensorrt.targets import unsupported
 from reelquant.runtime.errors import MissingExtra
 from reelquant.runtime.gpus import Gpus, gpus
 from reelquant.runtime.precision_notes import Note, notes
@@ -57,7 +58,8 @@ def diagnose() -> list[EngineReport]:
 
 def precisions(reports: Sequence[EngineReport]) -> dict[str, tuple[Note, ...]]:
     """What each precision is worth on this CPU, by engine: of those that are usable and run on one."""
-    return {report.engine: notes(report.engine) for report in reports if report.usable and report.engine in ENGINES}
+    usable = (report.engine for report in reports if report.usable and report.engine in ENGINES)
+    return {engine: notes(engine) for engine in usable if engine_module(engine).on_cpu()}
 
 
 def compiled_engines(bundle: Bundle, found: Gpus) -> dict[str, str | None]:
@@ -107,6 +109,9 @@ def _onnxruntime(module: ModuleType, found: Gpus) -> EngineReport:
     version, cuda = str(module.__version__), "CUDAExecutionProvider" in module.get_available_providers()
     devices = f"CUDA ({', '.join(found.names)}), CPU" if cuda and found.names else "CPU"
     reason = f"built for CUDA, but {found.reason}: it runs on the CPU" if cuda and not found.names else ""
+    if found.names and not cuda:
+        reason = "built for CPUs alone: it leaves the GPU unused"
+        return EngineReport("onnxruntime", True, version, devices, reason, _install("onnxruntime-gpu"))
     return EngineReport("onnxruntime", True, version, devices, reason, "")
 
 
@@ -117,6 +122,8 @@ def _tensorrt(module: ModuleType, found: Gpus, engine: str) -> EngineReport:
         can = "can build engines here, cannot run them" if engine == "tensorrt-rtx" else "cannot build or run here"
         remedy = "run on openvino, or on a machine with an NVIDIA GPU and its driver"
         return EngineReport(engine, False, version, devices, f"{can}: {found.reason}", remedy)
+    if refused := unsupported(FLAVORS[engine], found):
+        return EngineReport(engine, False, version, devices, refused, "")
     try:
         import_module("cuda.bindings.runtime")
     except Exception as error:  # noqa: BLE001 - as above

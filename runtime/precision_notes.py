@@ -61,7 +61,7 @@ def _reduced(engine: str) -> Note:
 
 def note_of(manifest: Manifest, engine: str) -> Note | None:
     """What the transformer's precision is worth on ``engine`` here; None where only a measurement could say."""
-    if engine not in ENGINES:
+    if engine not in ENGINES or not engine_module(engine).on_cpu():
         return None
     precision = _precision(manifest.components["transformer"].stats.get("main", {}), manifest.base)
     rules = (manifest.quantization or {}).get("rules", [])

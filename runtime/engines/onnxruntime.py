@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +11,8 @@ import numpy as np
 
 from reelquant.runtime.cpu_units import has_int8_units, is_arm
 from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
-from reelquant.runtime.errors import BundleError, MissingExtra
+from reelquant.runtime.errors import BundleError, EngineError, MissingExtra
+from reelquant.runtime.gpus import gpus
 from reelquant.runtime.memory import give_back_at_once
 
 
@@ -48,7 +50,7 @@ def version() -> str:
 
 
 def devices() -> str:
-    return ", ".join(name.removesuffix("ExecutionProvider") for name in _module().get_available_providers())
+    return "CPU" if on_cpu() else "CUDA, CPU"
 
 
 def build(graph: Path, threads: int | None = None) -> None:
@@ -57,7 +59,7 @@ def build(graph: Path, threads: int | None = None) -> None:
 
 
 def open(graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:
-    """Open an ONNX file on CUDA where this build of ONNX Runtime has it, else on the CPU.
+    """Open an ONNX file on the first GPU where there is one and this build of ONNX Runtime has CUDA, else on the CPU.
 
     With ``lean``, weights are not repacked for speed, which would hold a second copy of them, and memory is taken and
     given back value by value: the arena that saves doing so keeps what it ever took, in sizes that double.
@@ -65,6 +67,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
     Raises:
         MissingExtra: onnxruntime is not installed.
         BundleError: ONNX Runtime refuses the graph.
+        EngineError: CUDA does not start.
     """
     ort = _module()
     options = ort.SessionOptions()
@@ -77,17 +80,42 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         give_back_at_once()
     if threads:
         options.intra_op_num_threads = threads
-    for entry, value in _int8_entries(graph).items():
+    for entry, value in _int8_entries(graph).items() if on_cpu() else ():
         options.add_session_config_entry(entry, value)
-    if _has_fp8(graph):
+    if _has_fp8(graph) and on_cpu():
         # On the CPU a fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    available = ort.get_available_providers()
-    providers = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in available]
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if not on_cpu():
+        ort.preload_dlls()  # CUDA's libraries from their pip packages, which it does not find by itself
+        # By default it would compute float32 graphs in TF32, which has fp16's 10 bits of mantissa.
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": 0, "use_tf32": 0}))
     try:
-        return _OnnxRuntimePlan(ort.InferenceSession(str(graph), options, providers=providers), graph)
+        # No fallback: where CUDA fails to start, it would run on the CPU without a word.
+        session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
     except Exception as error:  # onnxruntime's exception classes share no public base but Exception
         raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
+    check_provider(session.get_providers(), providers)
+    return _OnnxRuntimePlan(session, graph)
+
+
+def check_provider(started: Sequence[str], wanted: Sequence[Any]) -> None:
+    """See that a session has the provider that was asked for first.
+
+    Raises:
+        EngineError: it has not, and would run on the CPU.
+    """
+    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    if first not in started:
+        raise EngineError(
+            f"ONNX Runtime {version()} has CUDA and cannot start it: its libraries are missing or are of another CUDA; install "
+            "them with: pip install 'reelquant[onnxruntime-gpu]', or hide the GPU to run on the CPU: CUDA_VISIBLE_DEVICES="
+        )
+
+
+def on_cpu() -> bool:
+    """Whether it runs graphs on the CPU: this build has no CUDA, or there is no GPU."""
+    return "CUDAExecutionProvider" not in _module().get_available_providers() or not gpus().names
 
 
 def multiplies_int8() -> bool:

@@ -120,6 +120,11 @@ def saturates() -> bool:
     return bool(np.any(found != size * largest**2))
 
 
+def on_cpu() -> bool:
+    """Whether it runs graphs on the CPU."""
+    return True
+
+
 def multiplies_int8() -> bool:
     """Whether INT8 products are computed in INT8 here, and so save time."""
     return not saturates()

@@ -93,7 +93,7 @@ def linear(weight: Array, scale: float, format: Format) -> ir.Model:
     model = ir.Model(ir.Graph([x], [y], nodes=[node], initializers=[stored], opset_imports={"": 23}), ir_version=10)
     inserter = QdqInserter(model.graph, "fp32")
     (found,) = linear_nodes(model)
-    inserter.activation(node, 0, "x", np.float32(scale), INT8)
+    inserter.activation(node, 0, "x", np.asarray(scale, np.float32), INT8)
     inserter.weight(found, format, PerChannel(1))
     inserter.remove_unused_weights()
     return model
@@ -106,7 +106,7 @@ def convolution(filters: Array, scale: float, format: Format) -> ir.Model:
     node = ir.node("Conv", [x, stored], {"kernel_shape": [3, 3, 3]}, outputs=[y], name="layer")
     model = ir.Model(ir.Graph([x], [y], nodes=[node], initializers=[stored], opset_imports={"": 23}), ir_version=10)
     inserter = QdqInserter(model.graph, "fp32")
-    inserter.activation(node, 0, "x", np.float32(scale), INT8)
+    inserter.activation(node, 0, "x", np.asarray(scale, np.float32), INT8)
     inserter.filters(node, "layer.weight", format)
     inserter.remove_unused_weights()
     return model

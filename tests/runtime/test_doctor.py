@@ -14,7 +14,7 @@ from reelquant.runtime import cpu_units, doctor
 from reelquant.runtime.doctor import EngineReport, diagnose, machine
 from reelquant.runtime.gpus import Gpus, gpus
 
-NONE, ONE = Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), Gpus(("NVIDIA H200",), "")
+NONE, ONE = Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), Gpus(("NVIDIA L4",), "", ((8, 9),))
 
 
 @pytest.fixture
@@ -91,19 +91,28 @@ def test_tensorrt_without_a_gpu_can_do_nothing(report: Callable[..., EngineRepor
 
 @pytest.mark.parametrize("engine", ["tensorrt-rtx", "tensorrt"])
 def test_tensorrt_with_a_gpu_needs_cuda_bindings(report: Callable[..., EngineReport], engine: str) -> None:
-    package, module = engine.replace("-", "_"), SimpleNamespace(__version__="9.9")
+    package, module = (
+        engine.replace("-", "_"),
+        SimpleNamespace(__version__="9.9", ComputeCapability=SimpleNamespace(__members__={"SM89": 0})),
+    )
     without = report(engine, ONE, **{package: module, "cuda__bindings__runtime": None})
     assert not without.usable and without.reason.startswith("cuda-bindings") and f"[{engine}]" in without.remedy
     bindings = {name: ModuleType(name) for name in ("cuda", "cuda__bindings", "cuda__bindings__runtime")}
     assert report(engine, ONE, **{package: module}, **bindings) == EngineReport(
-        engine, True, "9.9", "NVIDIA H200", "", ""
+        engine, True, "9.9", "NVIDIA L4", "", ""
     )
+
+
+def test_tensorrt_rtx_on_a_gpu_that_it_does_not_support(report: Callable[..., EngineReport]) -> None:
+    hopper = Gpus(("NVIDIA H100",), "", ((9, 0),))
+    found = report("tensorrt-rtx", hopper)
+    assert not found.usable and "does not support NVIDIA H100 (sm90), only sm75" in found.reason
 
 
 @pytest.mark.parametrize(("found", "cuda", "devices", "reason"), [
     (NONE, False, "CPU", ""),
-    (ONE, False, "CPU", ""),
-    (ONE, True, "CUDA (NVIDIA H200), CPU", ""),
+    (ONE, False, "CPU", "built for CPUs alone: it leaves the GPU unused"),
+    (ONE, True, "CUDA (NVIDIA L4), CPU", ""),
     (NONE, True, "CPU", f"built for CUDA, but {NONE.reason}: it runs on the CPU"),
 ])  # fmt: skip
 def test_onnxruntime_devices(
@@ -112,7 +121,12 @@ def test_onnxruntime_devices(
     providers = ["CUDAExecutionProvider"] * cuda + ["AzureExecutionProvider", "CPUExecutionProvider"]
     module = SimpleNamespace(__version__="1.31", get_available_providers=lambda: providers)
     assert report("onnxruntime", found, onnxruntime=module) == EngineReport(
-        "onnxruntime", True, "1.31", devices, reason, ""
+        "onnxruntime",
+        True,
+        "1.31",
+        devices,
+        reason,
+        "pip install 'reelquant[onnxruntime-gpu]'" if found == ONE and not cuda else "",
     )
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from reelquant.runtime.engine import ENGINES, Array, engine_module, engine_version, open_plan
+from reelquant.runtime.engines.onnxruntime import check_provider
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
 
 EACH_ENGINE = pytest.mark.parametrize("engine", sorted(ENGINES))
@@ -111,3 +112,12 @@ def test_build_refuses_what_cannot_be_loaded(engine: str, graph: Path) -> None:
 def test_an_unknown_engine() -> None:
     with pytest.raises(BadInput, match="'torch' does not run ONNX graphs; one of openvino, onnxruntime does"):
         open_plan("torch", Path("x"))
+
+
+def test_onnxruntime_never_falls_back_to_the_cpu() -> None:
+    """It would run there, many times slower, when CUDA's libraries are missing."""
+    cuda = [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]
+    check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], cuda)
+    check_provider(["CPUExecutionProvider"], ["CPUExecutionProvider"])
+    with pytest.raises(EngineError, match=r"has CUDA and cannot start it.*reelquant\[onnxruntime-gpu\]"):
+        check_provider(["CPUExecutionProvider"], cuda)

@@ -94,7 +94,8 @@ def test_a_bundles_own(int8: Bundle, tiny_bundle: TinyBundleMaker) -> None:
 def test_what_a_user_is_told_without_vnni(int8: Bundle, tmp_path: Path) -> None:
     """A terminal gets one line; a pipe and --json do not, and there it is a field."""
     environment = {**os.environ, "DNNL_MAX_CPU_ISA": "AVX2", "COLUMNS": "200"}
-    command = [Path(sys.executable).with_name("reelquant"), "generate", int8.path, "a red circle", "--seed", "1", "-o"]
+    program = str(Path(sys.executable).with_name("reelquant"))
+    command = [program, "generate", str(int8.path), "a red circle", "--seed", "1", "-o"]
     line = "int8 on this CPU, with openvino: saves memory, not time: without VNNI it is computed in float to stay exact"
     ours, theirs = os.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal, os.fdopen(theirs, "wb") as its:
@@ -113,7 +114,7 @@ def test_what_a_user_is_told_without_vnni(int8: Bundle, tmp_path: Path) -> None:
         "text": line.partition(": ")[2],
     }
     doctor, inspect = (
-        subprocess.run([command[0], *arguments], env=environment, capture_output=True, text=True, check=True).stdout
-        for arguments in (("doctor",), ("inspect", int8.path))
+        subprocess.run([program, *arguments], env=environment, capture_output=True, text=True, check=True).stdout
+        for arguments in (("doctor",), ("inspect", str(int8.path)))
     )
     assert line in inspect and "  int8         saves memory, not time: without VNNI" in doctor

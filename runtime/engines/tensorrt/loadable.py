@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
-from reelquant.runtime.engines.tensorrt.targets import CURRENT
+from reelquant.runtime.engines.tensorrt.targets import CURRENT, unsupported
 from reelquant.runtime.errors import EngineError
 from reelquant.runtime.gpus import Gpus
 
@@ -19,6 +19,8 @@ def why_not(flavor: Flavor, record: Mapping[str, Any], here: Gpus, version: str)
     """
     if not here.names:
         return f"{here.reason}; run it on a machine with an NVIDIA GPU and its driver, or use --engine openvino"
+    if refused := unsupported(flavor, here):
+        return refused
     if record["version"] != version:
         return (
             f"its engines were built with {flavor.engine} {record['version']}, and this is {version}; "

@@ -18,7 +18,7 @@ from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.layers import engine_layers
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
 from reelquant.runtime.engines.tensorrt.shapes import Profile, Symbols, profile
-from reelquant.runtime.engines.tensorrt.targets import CURRENT
+from reelquant.runtime.engines.tensorrt.targets import CURRENT, unsupported
 from reelquant.runtime.errors import BadInput, MissingExtra
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.manifest import FileEntry, Manifest
@@ -165,7 +165,7 @@ def _record(
     record = {
         "version": flavor.version(),
         "targets": list(wanted.options.targets),
-        "gpu": current_gpu(wanted.options),
+        "gpu": current_gpu(wanted.options, flavor),
         "build_seconds": {str(each["file"]): each["evidence"]["build_seconds"] for each in records},
         "engines": json.loads(json.dumps(list(records))),
     }
@@ -261,17 +261,17 @@ def _causes(
         "weights": cache_key(weights),
         "profile": shapes.as_json(),
         "targets": list(options.targets),
-        "gpu": current_gpu(options),
+        "gpu": current_gpu(options, flavor),
         "level": options.level,
         "round": _ROUND,
     }
 
 
-def current_gpu(options: BuildOptions) -> str | None:
+def current_gpu(options: BuildOptions, flavor: Flavor) -> str | None:
     """The GPU that ``--gpu current`` means; None where others are named.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or this flavor of TensorRT does not support it.
     """
     if options.targets != (CURRENT,):
         return None
@@ -281,6 +281,8 @@ def current_gpu(options: BuildOptions) -> str | None:
             f"--gpu current is the GPU of this machine, and there is {here.reason}; name the GPUs to build for, such as "
             "--gpu sm89,sm120 (tensorrt-rtx), or build on the machine that will run it"
         )
+    if refused := unsupported(flavor, here):
+        raise BadInput(f"--gpu current cannot be built for: {refused}")
     return gpu_name(here)
 
 

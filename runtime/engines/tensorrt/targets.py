@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.gpus import Gpus
 
 CURRENT = "current"
 
@@ -76,6 +77,19 @@ def buildable(flavor: Flavor) -> list[str]:
     """The names that an ahead-of-time flavor takes, as its package lists them."""
     members = flavor.module().ComputeCapability.__members__
     return [name for name in TARGETS if name.upper() in members]
+
+
+def unsupported(flavor: Flavor, here: Gpus) -> str | None:
+    """Why this flavor can build and run nothing on the first GPU that is here; None where it can, or where there is none.
+
+    TensorRT-RTX builds engines on a Hopper GPU and then refuses to load them, so its own list of GPUs is asked first.
+    """
+    if not here.names or not flavor.ahead_of_time or here.targets[0] in (known := buildable(flavor)):
+        return None
+    return (
+        f"{flavor.engine} {flavor.version()} does not support {here.names[0]} ({here.targets[0]}), only "
+        f"{', '.join(known)}; use --engine onnxruntime or tensorrt there"
+    )
 
 
 def lacking(targets: tuple[str, ...], formats: set[str]) -> str | None:

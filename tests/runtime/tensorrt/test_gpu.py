@@ -13,6 +13,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.tensorrt.builder import BuildOptions
 from reelquant.runtime.engines.tensorrt.flavor import FLAVORS, RTX, Flavor
 from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
+from reelquant.runtime.engines.tensorrt.targets import unsupported
 from reelquant.runtime.errors import MissingExtra
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.pipeline import Pipeline
@@ -31,6 +32,8 @@ def test_a_clip_is_the_cpus(task: str, precision: str, flavor: Flavor, rtx_bundl
         flavor.version()
     except MissingExtra as error:
         pytest.skip(str(error))
+    if refused := unsupported(flavor, gpus()):
+        pytest.skip(refused)
     shutil.copytree(rtx_bundle(task, precision).path, tmp_path / "bundle")
     target = gpus().targets[0] if flavor == RTX else "current"
     wanted = Wanted(options=BuildOptions((target,)), cache=tmp_path / "cache")

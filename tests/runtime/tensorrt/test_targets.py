@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from reelquant.runtime.engines.tensorrt import stage
+from reelquant.runtime.engines.tensorrt.builder import BuildOptions
 from reelquant.runtime.engines.tensorrt.flavor import RTX, STANDARD, Flavor
 from reelquant.runtime.engines.tensorrt.loadable import check_loadable, why_not
-from reelquant.runtime.engines.tensorrt.targets import TARGETS, buildable, lacking, parse_targets
+from reelquant.runtime.engines.tensorrt.stage import current_gpu
+from reelquant.runtime.engines.tensorrt.targets import TARGETS, buildable, lacking, parse_targets, unsupported
 from reelquant.runtime.errors import BadInput, EngineError
 from reelquant.runtime.gpus import Gpus
 
 L4 = Gpus(("NVIDIA L4",), "", ((8, 9),), 13000)
+H100 = Gpus(("NVIDIA H100 80GB HBM3",), "", ((9, 0),), 13000)
 RECORD = {"version": "1.7.1.116", "targets": ["sm89", "sm120"], "gpu": None}
 
 
@@ -57,7 +61,8 @@ def test_formats_by_capability() -> None:
         (RECORD, L4, "1.7.1.116", None),
         (RECORD, Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "1.7.1.116", "no NVIDIA driver"),
         (RECORD, L4, "1.8.0", "built with tensorrt-rtx 1.7.1.116, and this is 1.8.0; install that version, or build"),
-        (RECORD, Gpus(("H200",), "", ((9, 0),)), "1.7.1.116", r"built for sm89, sm120, and this GPU is a H200 \(sm90\)"),
+        (RECORD, Gpus(("A10",), "", ((8, 6),)), "1.7.1.116", r"built for sm89, sm120, and this GPU is a A10 \(sm86\)"),
+        (RECORD, H100, "1.7.1.116", r"tensorrt-rtx 1.7.1.116 does not support NVIDIA H100 80GB HBM3 \(sm90\), only sm75, "),
         ({**RECORD, "targets": ["current"], "gpu": "NVIDIA L4 (sm89)"}, L4, "1.7.1.116", None),
         ({**RECORD, "targets": ["current"], "gpu": "NVIDIA L40S (sm89)"}, L4, "1.7.1.116", r"built for NVIDIA L40S \(sm89\)"),
     ],
@@ -70,6 +75,20 @@ def test_why_an_engine_cannot_run_here(record: dict[str, object], here: Gpus, ve
     assert found is not None
     with pytest.raises(EngineError, match=reason):
         raise EngineError(found)
+
+
+def test_hopper_is_refused_before_the_build(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-RTX builds engines on an H100, and then refuses to load them."""
+    assert (
+        unsupported(STANDARD, H100) is None and unsupported(RTX, L4) is None and unsupported(RTX, Gpus((), "")) is None
+    )
+    monkeypatch.setattr(stage, "gpus", lambda: H100)
+    with pytest.raises(
+        BadInput, match=r"--gpu current cannot be built for: .*only sm75.*; use --engine onnxruntime or"
+    ):
+        current_gpu(BuildOptions(("current",)), RTX)
+    assert current_gpu(BuildOptions(("sm89",)), RTX) is None
+    assert current_gpu(BuildOptions(("current",)), STANDARD) == "NVIDIA H100 80GB HBM3 (sm90)"
 
 
 def test_nothing_runs_here_without_a_gpu() -> None:
