@@ -89,7 +89,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
     if not on_cpu():
         ort.preload_dlls()  # CUDA's libraries from their pip packages, which it does not find by itself
         # By default it would compute float32 graphs in TF32, which has fp16's 10 bits of mantissa.
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": 0, "use_tf32": 0}))
+        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
     try:
         # No fallback: where CUDA fails to start, it would run on the CPU without a word.
         session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
