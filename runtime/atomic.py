@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,13 +28,15 @@ def partial_file(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # A name that nobody else chooses, in another container or on another machine either, where process ids are the same;
+    # and without ``path``'s own, in which FFmpeg might read a protocol.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
@@ -63,20 +66,19 @@ def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         BadInput: ``path`` exists and is not to be replaced, cannot be written, or the disk is full.
     """
     check_free(path, replace)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    token = secrets.token_hex(8)  # as in partial_file
+    temporary, old = (path.with_name(f".{path.name[:100]}.{token}.{what}") for what in ("partial", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had our process id
         temporary.mkdir()
         yield temporary
         for entry in sorted(temporary.rglob("*")):
-            _sync(entry)
-        _sync(temporary)
+            (_sync_folder if entry.is_dir() else _sync)(entry)
+        _sync_folder(temporary)
         if path.exists():
             os.replace(path, old)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
     finally:
@@ -122,6 +124,16 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a folder's names last, where its file system knows how: CIFS and FUSE refuse, and Windows opens no folder."""
+    try:
+        _sync(path)
+    except OSError as error:
+        unable = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+        if error.errno not in unable and os.name != "nt":
+            raise
 
 
 def _explained(error: OSError, path: Path) -> Exception:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import TOKENIZER, Bundle
+from reelquant.runtime.choose_engine import choose_engine
 from reelquant.runtime.denoise import Condition, denoise
 from reelquant.runtime.embeddings import EmbeddingCache
-from reelquant.runtime.engine import DEFAULT_ENGINE, Plan, check_engine
+from reelquant.runtime.engine import Plan, check_engine, engine_version
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.graphs import check_base, open_graphs
-from reelquant.runtime.images import from_model, load_image, resized, to_model
+from reelquant.runtime.images import from_model, to_model
 from reelquant.runtime.latents import SavedLatents
 from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.progress import SILENT, Progress, Stopwatch
-from reelquant.runtime.request import Request, Settings, settle
+from reelquant.runtime.remake import pixels_digest
+from reelquant.runtime.request import STRENGTH, Request, Settings, settle
 from reelquant.runtime.schedulers import scheduler_from_config, with_class
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.trust import OWN, Trust
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
-from reelquant.runtime.video import Clip, read_clip
+from reelquant.runtime.video import Clip
 
 Floats = NDArray[np.float32]
 
@@ -40,33 +44,38 @@ class Pipeline:
     def __init__(
         self,
         bundle: Bundle,
-        engine: str = DEFAULT_ENGINE,
+        engine: str | None = None,
         threads: int | None = None,
-        embeddings: Path | None = None,
+        embeddings: str | os.PathLike[str] | None = None,
         tiled: bool = False,
         keep: bool = True,
         trust: Trust = OWN,
     ) -> None:
-        self.bundle, self.engine, self.timer = bundle, check_engine(engine), Stopwatch()
+        self.engine, self.engine_note = (check_engine(engine), "") if engine else choose_engine(bundle)
+        self.bundle, self.timer = bundle, Stopwatch()
         self._threads, self._tiled, self._keep, self._trust = threads, tiled, keep, trust
-        check_base(bundle, engine)
+        check_base(bundle, self.engine)
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
         bundle.check_hashes(lambda name: name == TOKENIZER)
         self._cache = None
         if embeddings is not None:
-            self._cache = EmbeddingCache(embeddings, f"{bundle.component_digest('text_encoder')} {engine}")
+            self._cache = EmbeddingCache(Path(embeddings), f"{bundle.component_digest('text_encoder')} {self.engine}")
         self.tokenizer = Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens)
 
     def settings(self, request: Request) -> Settings:
         """Fill in and check a request's choices, before any work is done.
 
         Raises:
-            BadInput: a choice is not possible; the message says what is.
+            BadInput: a choice is not possible, or the model cannot read a prompt; the message says what is.
         """
+        self.tokenizer.check(request.prompt)
+        self.tokenizer.check(request.negative_prompt, allow_empty=True)
         return settle(request, self.bundle)
 
-    def generate(self, request: Request | str, progress: Progress = SILENT, keep: Path | None = None) -> Clip:
+    def generate(
+        self, request: Request | str, progress: Progress = SILENT, keep: str | os.PathLike[str] | None = None
+    ) -> Clip:
         """Make one clip. The same bundle, engine, seed and settings give the same bytes on the same machine.
 
         ``keep`` names a file for the latents, written before they are decoded; :meth:`decode_saved` takes it from there.
@@ -83,23 +92,45 @@ class Pipeline:
             with self.timer("load"):
                 self.bundle.check_hashes(lambda name: name.startswith("vae_decoder/"))
         latents = self.sample(request, settings, progress)
+        provenance = self._provenance(request, settings)
+        saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
+        if keep is not None:
+            saved.save(keep)
+        return self.decode_saved(saved, progress)
+
+    def _provenance(self, request: Request, settings: Settings) -> dict[str, Any]:
+        """All that makes the clip again (:mod:`reelquant.runtime.remake`), as JSON."""
         manifest = self.bundle.manifest
-        provenance = {
+        made: dict[str, Any] = {
             "generator": "reelquant",
+            "version": metadata.version("reelquant"),
             "model": manifest.source.get("checkpoint"),
             "bundle": self.bundle.digest,
             "task": manifest.task,
             "precision": manifest.precision,
             "engine": self.engine,
+            "engine_version": engine_version(self.engine),
+            "threads": self._threads,
+            "tiled": self._tiled,
             "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
             "seed": settings.seed,
-            "steps": settings.steps,
-            "guidance": settings.guidance,
+            "steps": int(settings.steps),
+            "guidance": float(settings.guidance),
+            "frames": settings.size.frames,
+            "height": settings.size.height,
+            "width": settings.size.width,
+            "scheduler": request.scheduler,
         }
-        saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
-        if keep is not None:
-            saved.save(keep)
-        return self.decode_saved(saved, progress)
+        for name, given, pixels in (("image", request.image, settings.image), ("video", request.video, settings.video)):
+            if pixels is not None:
+                path = os.path.abspath(given) if isinstance(given, str | os.PathLike) else None
+                made[name] = {"path": path, "sha256": pixels_digest(pixels)}
+        if request.video is not None:
+            made["strength"] = STRENGTH if request.strength is None else request.strength
+        handed = ("latents", "image_noise", "step_noise")
+        made["given"] = [name for name in handed if getattr(request, name) is not None]
+        return made
 
     def decode_saved(self, saved: SavedLatents, progress: Progress = SILENT) -> Clip:
         """The clip of latents that this bundle, or one with the same VAE, sampled.
@@ -132,9 +163,11 @@ class Pipeline:
         image_latents = None
         # Everything that can be refused is refused before the transformer is loaded.
         text = self.encode_prompt(request.prompt, request.negative_prompt, settings.guidance > 1, progress)
-        if request.image is not None:
-            image_latents = self._encode_image(request, settings.size, shape, rng, progress)
-        start = None if request.video is None else self._encode_video(request, settings.size, rng, progress)
+        if settings.image is not None:
+            image_latents = self._encode_image(settings.image, request.image_noise, shape, rng, progress)
+        start = None
+        if settings.video is not None:
+            start = self._encode_video(settings.video, request.image_noise, settings.size, rng, progress)
         self._done_with("text_encoder", "vae_encoder")
         fixed = self._fixed_inputs(shape)
         condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents, fixed)
@@ -203,15 +236,15 @@ class Pipeline:
         return fixed
 
     def _encode_image(
-        self, request: Request, size: Size, shape: tuple[int, ...], rng: np.random.Generator, progress: Progress
+        self,
+        image: NDArray[np.uint8],
+        given: Floats | None,
+        shape: tuple[int, ...],
+        rng: np.random.Generator,
+        progress: Progress,
     ) -> Floats:
-        image = request.image
-        if isinstance(image, Path):
-            image = load_image(image, size.height, size.width)
-        if image is None or image.shape != (size.height, size.width, 3):
-            raise BadInput(f"the image array is not uint8 [{size.height}, {size.width}, 3]")
         drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
-        noise = drawn if request.image_noise is None else _same_shape(request.image_noise, (1, *shape[1:]))
+        noise = drawn if given is None else _same_shape(given, (1, *shape[1:]))
         encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
@@ -219,20 +252,20 @@ class Pipeline:
             advance()
         return latents
 
-    def _encode_video(self, request: Request, size: Size, rng: np.random.Generator, progress: Progress) -> Floats:
-        frames = read_clip(request.video).frames if isinstance(request.video, Path) else request.video
-        if frames is None or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise BadInput("the video array is not uint8 [frames, height, width, 3]")
-        if len(frames) < size.frames:
-            raise BadInput(
-                f"the video has {len(frames)} frames and {size.frames} are wanted; ask for fewer with --frames"
-            )
+    def _encode_video(
+        self,
+        video: NDArray[np.uint8],
+        given: Floats | None,
+        size: Size,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> Floats:
         shape = size.latent_shape(self.bundle.manifest.geometry)
         drawn = rng.standard_normal(shape, dtype=np.float32)
-        noise = drawn if request.image_noise is None else _same_shape(request.image_noise, shape)
+        noise = drawn if given is None else _same_shape(given, shape)
         encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
-            latents: Floats = encoder.encode(to_model(resized(frames[: size.frames], size.height, size.width)), noise)
+            latents: Floats = encoder.encode(to_model(video), noise)
             advance()
         return latents
 
@@ -264,15 +297,15 @@ class Pipeline:
 
 
 def load_pipeline(
-    bundle: str | Path,
-    engine: str = DEFAULT_ENGINE,
+    bundle: str | os.PathLike[str],
+    engine: str | None = None,
     threads: int | None = None,
-    embeddings: Path | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
     tiled: bool = False,
     keep: bool = True,
     trust: Trust = OWN,
 ) -> Pipeline:
-    """Open a bundle folder on an engine.
+    """Open a bundle folder on an engine, by default the one it was built for where that runs here (``engine_note`` says if not).
 
     Prompts' embeddings are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles:
     less memory, a little more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up

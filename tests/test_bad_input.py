@@ -207,7 +207,7 @@ def test_places_that_are_no_bundles(tmp_path: Path, capfd: Capture) -> None:
     [
         (
             "--recipe int7",
-            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or the path of a .toml file",
+            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or the path of a .toml file",
         ),
         ("--recipe none.toml", "cannot read the recipe none.toml"),
         ("--recipe int8", "matches no linear of this graph; its linears are transformer_blocks.0.attn1.to_q"),
@@ -230,7 +230,7 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
     assert "i2v exists and is not empty; choose another name or remove it first" in said
     recipe.write_text(RECIPE.replace("int8", "int4"))
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, tmp_path / "out", *command)
-    assert "mine.toml, rule 1: unknown numerics 'int4'; one of high, int8, fp8" in said
+    assert "mine.toml, rule 1: unknown numerics 'int4'; one of high, int8, int8_reduced, fp8" in said
     (ranges / "ranges.safetensors").write_bytes((ranges / "ranges.safetensors").read_bytes()[:-4])
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, tmp_path / "out", *command)
     assert "ranges are missing or damaged" in said

@@ -106,6 +106,7 @@ def saturates() -> bool:
     They do on x86 without VNNI (``vpmaddubsw``: oneDNN's guide on INT8, "saturation"). One small product is computed and
     looked at, so that it is true of whatever kernels this version takes.
     """
+    _module()
     from openvino import Model, opset13
 
     size, largest = 64, 127
