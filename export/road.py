@@ -18,7 +18,7 @@ from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.static_shapes import static_copy
 from reelquant.quant.teacher import Trial, judge_engine
-from reelquant.runtime.atomic import partial_folder, scratch_folder
+from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
@@ -101,8 +101,7 @@ def export_checkpoint(
     engine_version(plan.engine)  # a missing package is reported before the work, not after it
     recipe = _recipe(plan.precision)
     data = CalibrationData.load(plan.data) if recipe else None
-    if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
+    check_free(out, replace)
     checkpoint = Checkpoint.open(source)
     base = chosen_base(checkpoint, plan)
     if is_compiled(plan.engine):

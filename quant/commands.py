@@ -27,7 +27,6 @@ from reelquant.runtime.atomic import check_free
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.engine import REFERENCE_ENGINE, check_engine, installed_engine
-from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
 from reelquant.runtime.sizes import Size, parse_clip
@@ -106,8 +105,7 @@ def calibrate(
     as_json: bool,
 ) -> None:
     """Run BUNDLE (fp32) over prompts and timesteps, and write the ranges of its activations to the folder OUT."""
-    if out.exists() and not replace:
-        raise BadInput(f"{out} exists; choose another name, or --replace it")
+    check_free(out, replace)
     plan = CalibrationPlan(prompts, steps, seed, engine, calibration_size, calibration_frames)
     with Progress(shown(quiet)) as progress:
         ranges = run_calibration(Bundle.open(bundle), CalibrationData.load(data), plan, progress)

@@ -17,6 +17,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.replaceable import check_replaceable
+
+# What this process has begun and not finished; taken away when it is told to leave in the middle of a long step.
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove every partial file and folder of this process; for a process that is about to end at once."""
+    for path in list(_unfinished):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -31,6 +45,7 @@ def partial_file(path: Path) -> Iterator[Path]:
     # A name that nobody else chooses, in another container or on another machine either, where process ids are the same;
     # and without ``path``'s own, in which FFmpeg might read a protocol.
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial{path.suffix}")
+    _unfinished.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -42,18 +57,21 @@ def partial_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # such as a parent that is a file: the first error is the one to report
             temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
 
 
 def check_free(path: Path, replace: bool = False) -> None:
     """See that a folder can be made at ``path``, before the work whose result it is.
 
     Raises:
-        BadInput: it is a file, or a folder that is not empty and not to be replaced.
+        BadInput: it is a file, or a folder that is not empty and not to be replaced, or that holds more than a bundle.
     """
     if path.exists() and not path.is_dir():
         raise BadInput(f"{path} is a file where a folder is to be made; choose another name")
     if path.exists() and not replace and any(path.iterdir()):
-        raise BadInput(f"{path} exists and is not empty; choose another name or remove it first")
+        raise BadInput(f"{path} exists and is not empty; choose another name, or --replace it")
+    if replace and path.exists() and any(path.iterdir()):
+        check_replaceable(path)
 
 
 @contextmanager
@@ -68,6 +86,7 @@ def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     check_free(path, replace)
     token = secrets.token_hex(8)  # as in partial_file
     temporary, old = (path.with_name(f".{path.name[:100]}.{token}.{what}") for what in ("partial", "old"))
+    _unfinished.add(temporary)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
@@ -88,6 +107,7 @@ def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             _remove(old)
         finally:
             _remove(temporary)
+            _unfinished.discard(temporary)
 
 
 @contextmanager
@@ -102,12 +122,14 @@ def scratch_folder(beside: Path, prefix: str) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent))
+        _unfinished.add(folder)
         yield folder
     except OSError as error:
         raise _explained(error, folder or parent) from error
     finally:
         if folder is not None:
             _remove(folder)
+            _unfinished.discard(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -19,7 +19,7 @@ Capture = pytest.CaptureFixture[str]
     [
         (
             "--precision int4",
-            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or a recipe file (.toml)",
+            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or a recipe file (.toml)",
         ),
         ("--precision none.toml", "cannot read the recipe none.toml"),
         ("--engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),

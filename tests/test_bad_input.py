@@ -227,7 +227,7 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
     said = refused(capfd, tmp_path, "quantize", t2v, tmp_path / "none", tmp_path / "out", *command)
     assert "are missing or damaged" in said and "run calibrate again" in said
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, i2v, *command)
-    assert "i2v exists and is not empty; choose another name or remove it first" in said
+    assert "i2v exists and is not empty; choose another name, or --replace it" in said
     recipe.write_text(RECIPE.replace("int8", "int4"))
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, tmp_path / "out", *command)
     assert "mine.toml, rule 1: unknown numerics 'int4'; one of high, int8, int8_reduced, fp8" in said
@@ -251,8 +251,11 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
 def test_calibrate(options: str, message: str, i2v: Path, tmp_path: Path, capfd: Capture) -> None:
     assert message in refused(capfd, tmp_path, "calibrate", i2v, tmp_path / "out", "--json", *options.split())
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     said = refused(capfd, tmp_path, "calibrate", i2v, tmp_path / "out", "--json")
-    assert said.endswith("out exists; choose another name, or --replace it")
+    assert said.endswith("out exists and is not empty; choose another name, or --replace it")
+    said = refused(capfd, tmp_path, "calibrate", i2v, tmp_path / "out", "--json", "--replace")
+    assert said.endswith("out holds no bundle, so it is not replaced; choose another name, or remove it yourself")
 
 
 def test_only_an_fp32_bundle_is_calibrated(t2v: Path, tmp_path: Path, capfd: Capture) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from dataclasses import asdict, replace
@@ -171,7 +170,11 @@ def generate(
     end_with_flaws(context, clip.flaws, output)
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process has held; getrusage gives KiB, on macOS bytes."""
+def peak_rss_bytes() -> int | None:
+    """The most memory this process has held, None where the system does not say; getrusage gives KiB, on macOS bytes."""
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -121,7 +124,7 @@ def test_interrupted_folder_leaves_what_was_there(tmp_path: Path, error: BaseExc
     path = tmp_path / "bundle"
     if replace:
         path.mkdir()
-        (path / "old").write_bytes(b"old")
+        (path / "ranges.json").write_bytes(b"old")
     before = names(tmp_path)
     with pytest.raises(type(error)), partial_folder(path, replace=replace) as folder:
         (folder / "new").write_bytes(b"half")
@@ -132,17 +135,17 @@ def test_interrupted_folder_leaves_what_was_there(tmp_path: Path, error: BaseExc
 def test_replaced_folder_has_only_the_new(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     path.mkdir()
-    (path / "old").write_bytes(b"old")
+    (path / "ranges.json").write_bytes(b"old")
     with partial_folder(path, replace=True) as folder:
         (folder / "new").write_bytes(b"new")
-        assert names(path) == ["old"]
+        assert names(path) == ["ranges.json"]
     assert names(tmp_path) == ["bundle", "bundle/new"]
 
 
 def test_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bundle"
     path.mkdir()
-    (path / "old").write_bytes(b"old")
+    (path / "ranges.json").write_bytes(b"old")
     replace = os.replace
 
     def failing(source: Path, target: Path) -> None:
@@ -153,7 +156,7 @@ def test_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="Input/output"), partial_folder(path, replace=True) as folder:
         (folder / "new").write_bytes(b"new")
-    assert names(tmp_path) == ["bundle", "bundle/old"]
+    assert names(tmp_path) == ["bundle", "bundle/ranges.json"]
 
 
 def test_folder_in_use_is_not_replaced_unasked(tmp_path: Path) -> None:
@@ -191,3 +194,43 @@ def test_a_scratch_folder_on_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said), scratch_folder(tmp_path / "file" / "bundle", "work"):
         pytest.fail("there is no place for it")
     assert names(tmp_path) == ["file"]
+
+
+def test_writers_with_one_process_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that share a disk have the same process ids."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(20):
+                with partial_file(tmp_path / "clip.npy") as temporary:
+                    temporary.write_text(str(number))
+                    time.sleep(0.0005)
+        except BaseException as error:  # noqa: BLE001 - whatever one of them says is what the test is about
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and [path.name for path in tmp_path.iterdir()] == ["clip.npy"]
+    with partial_folder(tmp_path / "bundle") as one, partial_folder(tmp_path / "bundle") as other:
+        assert one != other
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_file_systems_that_cannot_sync_a_folder(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CIFS and FUSE; what was written is whole all the same."""
+    sync = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with partial_folder(tmp_path / "bundle") as folder, partial_file(folder / "deep" / "a.npy") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "bundle" / "deep" / "a.npy").read_text() == "x"
