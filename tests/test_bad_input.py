@@ -245,7 +245,7 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
         ("--steps 0", "Invalid value for '--steps': 0 is not in the range 1<=x<=1000."),
         ("--seed -1", "Invalid value for '--seed': -1 is not in the range x>=0."),
         ("--data demo --engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
-        ("--data general", "general has 0 images for 16 prompts; put PNG, JPEG or WebP files into its images/ folder"),
+        ("--data general", "general has 0 images for 16 prompts; give --data FOLDER with prompts.txt and images/"),
     ],
 )
 def test_calibrate(options: str, message: str, i2v: Path, tmp_path: Path, capfd: Capture) -> None:

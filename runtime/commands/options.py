@@ -18,15 +18,16 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
 
 
+def lower(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A callback for names of ours: INT8 is int8; a file's name stays as it is."""
+    return value if value is None or value.endswith(".toml") else value.lower()
+
+
 def engine_option(help: str, default: str | None = None) -> Callable[[Any], Any]:
     """``--engine NAME``; upper case is taken for lower."""
-
-    def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
-        return None if value is None else value.lower()
-
     text = f"One of {', '.join([*ENGINES, *FLAVORS])}{help}."
     return click.option(
-        "--engine", default=default, show_default=default is not None, metavar="NAME", callback=parse, help=text
+        "--engine", default=default, show_default=default is not None, metavar="NAME", callback=lower, help=text
     )
 
 
