@@ -41,8 +41,8 @@ class Part:
 
 
 def lockstep(teacher: Path, other: Path, samples: Sequence[Mapping[str, Array]], engine: str) -> Iterator[Part]:
-    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``; and
-    ``engine``, which runs both, with the reference engine.
+    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``; and ``engine``,
+    which runs the second, with the reference engine, which runs both.
 
     Raises:
         BundleError: the second is not made from the first: it has other blocks, or hands on other values.
@@ -78,7 +78,7 @@ def _part(
                 model.graph.outputs.append(known[name])
         path = folder / side / f"{number}.onnx"
         ir.save(model, path)
-        plans[side] = open_plan(engine, path, lean=True)
+        plans[side] = open_plan(REFERENCE_ENGINE if side == "teacher" else engine, path, lean=True)
     reference = None
     if engine != REFERENCE_ENGINE:
         reference = open_plan(REFERENCE_ENGINE, folder / "other" / f"{number}.onnx", lean=True)

@@ -36,7 +36,9 @@ BUILT_ENGINE = engine_option(" [default: what the bundle was built for, where it
 TILED = click.option(
     "--tiled", is_flag=True, help="Decode and encode large frames in tiles: much less memory, a little slower."
 )
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads [default: the engine's choice].")
+THREADS = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads [default: $REELQUANT_THREADS, else the engine's choice]."
+)
 KEYS = click.option(
     "--key",
     "keys",

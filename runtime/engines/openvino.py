@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
+from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed, thread_count
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.memory import give_back_at_once
 
@@ -160,7 +160,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         BundleError: OpenVINO refuses the graph.
     """
     options = dict(_OPTIONS)
-    if threads:
+    if threads := thread_count(threads):
         options["INFERENCE_NUM_THREADS"] = threads
     try:
         return _OpenVinoPlan(graph, options, lean)

@@ -26,6 +26,7 @@ from reelquant.quant.recipe import Recipe, Rule, built_in_recipes
 from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Difference, Step, Trial, record_steps
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.engine import REFERENCE_ENGINE
 from reelquant.runtime.errors import BadInput
 from tests.command_line import run
 from tests.conftest import BUILD, BundleMaker, TinyBundleMaker
@@ -190,7 +191,7 @@ def test_a_planted_fault_is_caught_where_it_is(
 ) -> None:
     spoil, where = FAULTS[name]
     bundle = spoiled(demo_bundle("t2v", precision), spoil, tmp_path / "spoiled")
-    verdict = judged(bundle, demo_bundle("t2v", "fp32"), steps("t2v")[1:2])
+    verdict = gate(bundle, demo_bundle("t2v", "fp32"), steps("t2v")[1:2], REFERENCE_ENGINE)
     assert verdict.faults and verdict.faults[0].where.startswith(where), verdict
 
 
