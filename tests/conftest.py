@@ -19,6 +19,11 @@ BUILD = ROOT / "build" / "tests"
 # Engines that tests build are kept here, and the user's own cache is left alone; commands that tests start inherit it.
 os.environ["REELQUANT_CACHE"] = str(BUILD / "cache")
 
+# Two processes on two cores: each with threads for both would wait for the other more than it works.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "REELQUANT_THREADS"):
+        os.environ.setdefault(name, "1")
+
 BundleMaker = Callable[[str, str], Bundle]
 TinyBundleMaker = Callable[[str], Bundle]
 
