@@ -69,7 +69,7 @@ class Pipeline:
             BadInput: a choice is not possible, or the model cannot read a prompt; the message says what is.
         """
         self.tokenizer.check(request.prompt)
-        self.tokenizer.check(request.negative_prompt, allow_empty=True)
+        self.tokenizer.check(request.negative_prompt, allow_empty=True, name="the negative prompt")
         return settle(request, self.bundle)
 
     def generate(

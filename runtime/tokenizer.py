@@ -53,16 +53,17 @@ class Tokenizer:
             raise BundleError(f"{name} has no <pad> token, so it is not T5's; export the checkpoint again")
         return cls(rules, text_tokens, pad)
 
-    def check(self, prompt: str, *, allow_empty: bool = False) -> tuple[str, ...]:
-        """See that the model can read ``prompt``, and return what it cannot read of it, in order.
+    def check(self, prompt: str, *, allow_empty: bool = False, name: str = "the prompt") -> tuple[str, ...]:
+        """See that the model can read ``prompt``, and return what it cannot read of it, in order. Errors call
+        it ``name``.
 
         Raises:
             BadInput: as :meth:`encode`, it holds a mark of the tokenizer's own (``</s>``), or, where it must not be
                 empty, the model can read nothing of it.
         """
-        self.encode(prompt, allow_empty=allow_empty)
+        self.encode(prompt, allow_empty=allow_empty, name=name)
         if mark := self._mark(prompt):
-            raise BadInput(f"the prompt holds {mark}, a mark of the tokenizer's own; leave it out")
+            raise BadInput(f"{name} holds {mark}, a mark of the tokenizer's own; leave it out")
         unknown = self.unknown_words(prompt)
         if not allow_empty and not self._reads_any(prompt):
             raise BadInput(
@@ -91,24 +92,24 @@ class Tokenizer:
         found = self._rules.encode(prompt)
         return any(token.strip("▁") and id not in marks for id, token in zip(found.ids, found.tokens, strict=True))
 
-    def encode(self, prompt: str, *, allow_empty: bool = False) -> NDArray[np.int64]:
+    def encode(self, prompt: str, *, allow_empty: bool = False, name: str = "the prompt") -> NDArray[np.int64]:
         """Return int64 [text_tokens]: the prompt's ids, the end mark's, and padding.
 
         Raises:
             BadInput: the prompt is blank and ``allow_empty`` is false, is not Unicode text, or has too many tokens.
         """
         if not isinstance(prompt, str):
-            raise BadInput(f"the prompt is a {type(prompt).__name__}, not a str")
+            raise BadInput(f"{name} is a {type(prompt).__name__}, not a str")
         if (broken := _BROKEN.search(prompt)) is not None:
             raise BadInput(
-                f"the prompt is not UTF-8 at character {broken.start() + 1}; type it again, or convert the file it is from"
+                f"{name} is not UTF-8 at character {broken.start() + 1}; type it again, or convert the file it is from"
             )
         if not allow_empty and all(character.isspace() or _is_invisible(character) for character in prompt):
             raise BadInput("the prompt is empty; describe the clip in a sentence or two")
         ids = self._rules.encode(prompt).ids
         if len(ids) > self.text_tokens:
             raise BadInput(
-                f"the prompt is {len(ids)} tokens long, its end mark included, and this model reads {self.text_tokens}; "
+                f"{name} is {len(ids)} tokens long, its end mark included, and this model reads {self.text_tokens}; "
                 f"shorten it by {len(ids) - self.text_tokens} or more"
             )
         padded = np.full(self.text_tokens, self.pad, np.int64)

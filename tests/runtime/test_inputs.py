@@ -134,7 +134,7 @@ def test_a_video_may_be_a_path_an_array_or_pictures(t2v: Pipeline, tmp_path: Pat
         ({"guidance": "6"}, "guidance is '6', not a number"),
         ({"prompt": None}, "the prompt is a NoneType, not a str"),
         ({"prompt": b"a circle"}, "the prompt is a bytes, not a str"),
-        ({"negative_prompt": 3}, "the prompt is a int, not a str"),
+        ({"negative_prompt": 3}, "the negative prompt is a int, not a str"),
         ({"scheduler": ["ddim"]}, "scheduler is a list, not a str"),
         ({"scheduler": "euler"}, "unknown scheduler 'euler'; one of ddim, dpm"),
         ({"latents": [1.0]}, r"latents is list; give finite float32 \[3, 4, 4, 4\]"),
@@ -188,7 +188,7 @@ def test_prompts_that_cannot_be_read(prompt: str, said: str, t2v: Pipeline) -> N
     with pytest.raises(BadInput, match=said):
         t2v.settings(Request(prompt))
     if "nothing" not in said and "empty" not in said:
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=said.replace("prompt", "negative prompt")):
             t2v.settings(Request(PROMPT, negative_prompt=prompt))
 
 
