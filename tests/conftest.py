@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -43,24 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each of several test processes its share of the cores.
 
     Engines, torch and BLAS start as many threads as they see cores. Two processes that each see both wait for each other's
-    threads, which spin: the same work then costs half as much again (docs/decisions/0011-tests-in-time.md).
+    threads, which spin: the same work then costs half as much again (docs/decisions/0012-tests-in-time.md). For a claim of
+    work that is split among threads, a test starts a process that takes all of ``EVERY_CORE``.
     """
     cores, worker = sorted(EVERY_CORE), getattr(config, "workerinput", None)
     if worker is not None and hasattr(os, "sched_setaffinity"):
         first, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
         os.sched_setaffinity(0, cores[first % len(cores) :: count])
-
-
-@pytest.fixture
-def every_core() -> Iterator[None]:
-    """For claims of work that is split among threads: all of the machine's cores, while a test runs."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    share = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, EVERY_CORE)
-    yield
-    os.sched_setaffinity(0, share)
 
 
 @pytest.hookimpl(trylast=True)
