@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -75,6 +76,8 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit codes: 0 done, 1 findings (lint, gate, a black or frozen clip), 2 bad input (one message, no traceback), 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name or word that stdout's encoding lacks ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with Interruptible():
             code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False, obj=HOOKS)

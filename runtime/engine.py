@@ -99,8 +99,10 @@ def thread_count(threads: int | None) -> int | None:
     Raises:
         BadInput: that is no number of threads.
     """
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise BadInput(f"threads is {threads!r}; give a number of CPU threads, or None for the engine's choice")
     text = os.environ.get("REELQUANT_THREADS", "")
-    if threads or not text:
+    if threads is not None or not text:
         return threads
     if not text.isdecimal() or int(text) < 1:
         raise BadInput(f"REELQUANT_THREADS is {text!r}; give a number of CPU threads, or unset it")

@@ -15,21 +15,20 @@ from reelquant.runtime.bundle import TOKENIZER, Bundle
 from reelquant.runtime.choose_engine import choose_engine
 from reelquant.runtime.denoise import Condition, denoise
 from reelquant.runtime.embeddings import EmbeddingCache
-from reelquant.runtime.engine import Plan, check_engine, engine_version
+from reelquant.runtime.engine import Plan, check_engine, engine_version, thread_count
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.graphs import check_base, open_graphs
 from reelquant.runtime.images import from_model, to_model
-from reelquant.runtime.latents import SavedLatents
+from reelquant.runtime.latents import SUFFIX, SavedLatents
 from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.progress import SILENT, Progress, Stopwatch
 from reelquant.runtime.remake import pixels_digest
-from reelquant.runtime.request import STRENGTH, Request, Settings, settle
-from reelquant.runtime.schedulers import scheduler_from_config, with_class
+from reelquant.runtime.request import Request, Settings, settle
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.trust import OWN, Trust
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
-from reelquant.runtime.video import Clip
+from reelquant.runtime.video import Clip, check_output
 
 Floats = NDArray[np.float32]
 
@@ -53,7 +52,7 @@ class Pipeline:
     ) -> None:
         self.engine, self.engine_note = (check_engine(engine), "") if engine else choose_engine(bundle)
         self.bundle, self.timer = bundle, Stopwatch()
-        self._threads, self._tiled, self._keep, self._trust = threads, tiled, keep, trust
+        self._threads, self._tiled, self._keep, self._trust = thread_count(threads), tiled, keep, trust
         check_base(bundle, self.engine)
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
@@ -78,7 +77,8 @@ class Pipeline:
     ) -> Clip:
         """Make one clip. The same bundle, engine, seed and settings give the same bytes on the same machine.
 
-        ``keep`` names a file for the latents, written before they are decoded; :meth:`decode_saved` takes it from there.
+        ``keep`` names a file for the latents, .npz, written before they are decoded; :meth:`decode_saved` takes it from
+        there.
 
         Raises:
             BadInput: the request cannot be met.
@@ -87,6 +87,10 @@ class Pipeline:
         """
         if isinstance(request, str):
             request = Request(request)
+        if not isinstance(request, Request):
+            raise BadInput(f"a {type(request).__name__} is no request; give a Request, or a prompt")
+        if keep is not None:
+            check_output(keep, (SUFFIX,))
         settings = self.settings(request)
         if "vae_decoder" not in self._loaded:  # it is loaded last, and after hours is late to find it damaged
             with self.timer("load"):
@@ -108,15 +112,12 @@ class Pipeline:
             "bundle": self.bundle.digest,
             "task": manifest.task,
             "precision": manifest.precision,
-            "engine": self.engine,
-            "engine_version": engine_version(self.engine),
-            "threads": self._threads,
-            "tiled": self._tiled,
+            **self._machinery(),
             "prompt": request.prompt,
             "negative_prompt": request.negative_prompt,
             "seed": settings.seed,
-            "steps": int(settings.steps),
-            "guidance": float(settings.guidance),
+            "steps": settings.steps,
+            "guidance": settings.guidance,
             "frames": settings.size.frames,
             "height": settings.size.height,
             "width": settings.size.width,
@@ -126,11 +127,16 @@ class Pipeline:
             if pixels is not None:
                 path = os.path.abspath(given) if isinstance(given, str | os.PathLike) else None
                 made[name] = {"path": path, "sha256": pixels_digest(pixels)}
-        if request.video is not None:
-            made["strength"] = STRENGTH if request.strength is None else request.strength
+        if settings.strength is not None:
+            made["strength"] = settings.strength
         handed = ("latents", "image_noise", "step_noise")
         made["given"] = [name for name in handed if getattr(request, name) is not None]
         return made
+
+    def _machinery(self) -> dict[str, Any]:
+        """What besides bundle and request decides the frames' last bits, as the provenance says it."""
+        version = engine_version(self.engine)
+        return {"engine": self.engine, "engine_version": version, "threads": self._threads, "tiled": self._tiled}
 
     def decode_saved(self, saved: SavedLatents, progress: Progress = SILENT) -> Clip:
         """The clip of latents that this bundle, or one with the same VAE, sampled.
@@ -146,20 +152,20 @@ class Pipeline:
             )
         if channels != manifest.geometry.latent_channels or frames < 3 or frames % 2 == 0:
             raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
-        return Clip(self.decode(saved.values, progress), manifest.defaults.fps, saved.provenance)
+        made, here = saved.provenance, self._machinery()
+        if not here.items() <= made.items():
+            made = {**made, "decoded": here}
+        return Clip(self.decode(saved.values, progress), manifest.defaults.fps, made)
 
     def sample(self, request: Request, settings: Settings, progress: Progress = SILENT) -> Floats:
         """Run text encoder, image encoder and all denoising steps; return scaled latents [latent_frames, channels, h, w]."""
         manifest = self.bundle.manifest
-        config = manifest.scheduler if request.scheduler is None else with_class(manifest.scheduler, request.scheduler)
-        scheduler = scheduler_from_config(config)
+        scheduler = settings.scheduler
         rng = np.random.default_rng(settings.seed)
-        shape = settings.size.latent_shape(manifest.geometry)
+        shape = settings.size.sampled_shape(manifest.geometry)
         # CogVideoX 1.5 takes frames in pairs: what is missing goes before the clip and is cut off again.
-        extra = -shape[0] % manifest.geometry.patch_t
-        shape = (shape[0] + extra, *shape[1:])
-        drawn = rng.standard_normal(shape, dtype=np.float32)
-        latents = drawn if request.latents is None else _same_shape(request.latents, shape)
+        extra = shape[0] - settings.size.latent_frames(manifest.geometry)
+        latents = _drawn(rng, shape, request.latents)
         image_latents = None
         # Everything that can be refused is refused before the transformer is loaded.
         text = self.encode_prompt(request.prompt, request.negative_prompt, settings.guidance > 1, progress)
@@ -243,8 +249,7 @@ class Pipeline:
         rng: np.random.Generator,
         progress: Progress,
     ) -> Floats:
-        drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
-        noise = drawn if given is None else _same_shape(given, (1, *shape[1:]))
+        noise = _drawn(rng, (1, *shape[1:]), given)
         encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
@@ -260,9 +265,7 @@ class Pipeline:
         rng: np.random.Generator,
         progress: Progress,
     ) -> Floats:
-        shape = size.latent_shape(self.bundle.manifest.geometry)
-        drawn = rng.standard_normal(shape, dtype=np.float32)
-        noise = drawn if given is None else _same_shape(given, shape)
+        noise = _drawn(rng, size.latent_shape(self.bundle.manifest.geometry), given)
         encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents: Floats = encoder.encode(to_model(video), noise)
@@ -322,10 +325,10 @@ def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[tuple[int, ...]], F
     if arrays is None:
         return None
     left = iter(arrays)
-    return lambda shape: _same_shape(next(left), shape)
+    return lambda shape: np.ascontiguousarray(next(left), np.float32)
 
 
-def _same_shape(array: Floats, shape: tuple[int, ...]) -> Floats:
-    if array.shape != shape:
-        raise ValueError(f"array of shape {array.shape} where {shape} is needed")
-    return np.ascontiguousarray(array, np.float32)
+def _drawn(rng: np.random.Generator, shape: tuple[int, ...], given: Floats | None) -> Floats:
+    """``given`` or else standard normal noise; drawn in either case, so that what is drawn next is the same."""
+    drawn = rng.standard_normal(shape, dtype=np.float32)
+    return drawn if given is None else np.ascontiguousarray(given, np.float32)

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,32 @@ from reelquant.runtime.errors import BadInput
 from reelquant.runtime.request import Request, Settings
 from reelquant.runtime.video import read_provenance
 
-_NEEDED = ("bundle", "engine", "prompt", "negative_prompt", "seed", "steps", "guidance", "frames", "height", "width")
+_NEEDED: dict[str, tuple[type, ...]] = {
+    "bundle": (str,),
+    "engine": (str,),
+    "engine_version": (str,),
+    "threads": (int, NoneType),
+    "tiled": (bool,),
+    "prompt": (str,),
+    "negative_prompt": (str,),
+    "seed": (int,),
+    "steps": (int,),
+    "guidance": (int, float),
+    "frames": (int,),
+    "height": (int,),
+    "width": (int,),
+    "scheduler": (str, NoneType),
+    "given": (list,),
+}
+_SOURCE: dict[str, tuple[type, ...]] = {"path": (str, NoneType), "sha256": (str,)}
 
 
 @dataclass(frozen=True)
 class Remake:
-    """A clip's own request and how its pipeline was opened; ``source`` is the digest of its image or video, if it has one."""
+    """A clip's own request and how its pipeline was opened; ``source`` is the digest of its image or video, if it has one.
+
+    ``decoded`` says with what its latents were decoded where that was another engine or in another way.
+    """
 
     request: Request
     engine: str
@@ -29,19 +50,11 @@ class Remake:
     threads: int | None
     tiled: bool
     source: str | None
+    decoded: Mapping[str, Any] | None
 
-    def check(self, settings: Settings) -> None:
-        """See that the image or video is the one that the clip was made from.
-
-        Raises:
-            BadInput: it is another.
-        """
-        found = pixels_digest(settings.image if settings.image is not None else settings.video)
-        if found != self.source:
-            raise BadInput(
-                "the image or video is another than the clip was made from (its pixels at the clip's size differ); "
-                "give that one with --image or --video"
-            )
+    def is_of(self, settings: Settings) -> bool:
+        """Whether the image or video, at the clip's size, is the one that the clip was made from."""
+        return self.source == pixels_digest(settings.image if settings.image is not None else settings.video)
 
 
 def read_remake(path: Path, bundle: Bundle) -> Remake:
@@ -51,8 +64,9 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
         BadInput: the file does not say how it was made, it was made from another bundle, or from noise that was handed in.
     """
     made = read_provenance(path)
-    missing = [name for name in _NEEDED if name not in made]
-    if made.get("generator") != "reelquant" or missing:
+    source = made.get("image") or made.get("video")
+    told = _holds(made, _NEEDED) and (source is None or _holds(source, _SOURCE))
+    if made.get("generator") != "reelquant" or not told:
         raise BadInput(
             f"{path} does not say how it was made; clips that reelquant generate writes do (.mp4, .gif, .png)"
         )
@@ -61,11 +75,10 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
             f"{path} was made from bundle {made['bundle'][:12]}… ({made.get('precision')}), and {bundle.path} is "
             f"{bundle.digest[:12]}…; give the bundle that it was made from"
         )
-    if made.get("given"):
+    if made["given"]:
         raise BadInput(
-            f"{path} was made from {', '.join(made['given'])} that a program handed in, and cannot be made again"
+            f"{path} was made from {', '.join(map(str, made['given']))} that a program handed in, and cannot be made again"
         )
-    source: Mapping[str, Any] = made.get("image") or made.get("video") or {}
     request = Request(
         prompt=made["prompt"],
         image=_path(made.get("image")),
@@ -76,23 +89,28 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
         frames=made["frames"],
         height=made["height"],
         width=made["width"],
-        scheduler=made.get("scheduler"),
+        scheduler=made["scheduler"],
         video=_path(made.get("video")),
         strength=made.get("strength"),
     )
     return Remake(
         request,
         made["engine"],
-        str(made.get("engine_version")),
-        made.get("threads"),
-        bool(made.get("tiled")),
-        source.get("sha256"),
+        made["engine_version"],
+        made["threads"],
+        made["tiled"],
+        source["sha256"] if source else None,
+        made.get("decoded"),
     )
 
 
 def pixels_digest(pixels: NDArray[np.uint8] | None) -> str | None:
     """sha256 of pixels in C order; None of none."""
     return None if pixels is None else hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
+
+
+def _holds(made: Any, kinds: Mapping[str, tuple[type, ...]]) -> bool:
+    return isinstance(made, dict) and all(name in made and isinstance(made[name], kinds[name]) for name in kinds)
 
 
 def _path(source: Mapping[str, Any] | None) -> Path | None:

@@ -61,9 +61,8 @@ class Tokenizer:
                 empty, the model can read nothing of it.
         """
         self.encode(prompt, allow_empty=allow_empty)
-        for mark in self._marks:
-            if mark in prompt:
-                raise BadInput(f"the prompt holds {mark}, a mark of the tokenizer's own; leave it out")
+        if mark := self._mark(prompt):
+            raise BadInput(f"the prompt holds {mark}, a mark of the tokenizer's own; leave it out")
         unknown = self.unknown_words(prompt)
         if not allow_empty and not self._reads_any(prompt):
             raise BadInput(
@@ -80,6 +79,12 @@ class Tokenizer:
         words = (word for word in re.finditer(r"\S+", prompt))
         held = (word.group() for word in words if any(a < word.end() and word.start() < b for a, b in at))
         return tuple(dict.fromkeys(held))
+
+    def _mark(self, prompt: str) -> str:
+        """The first thing in ``prompt`` that the encoder would take for a mark, however it is written; "" where none is."""
+        found = self._rules.encode(prompt, add_special_tokens=False)
+        spans = (prompt[a:b] for id, (a, b) in zip(found.ids, found.offsets, strict=True) if id in self._marks)
+        return next(spans, "")
 
     def _reads_any(self, prompt: str) -> bool:
         marks = {self._rules.token_to_id(name) for name in ("<unk>", "</s>", "<pad>")}
@@ -116,7 +121,8 @@ def _is_invisible(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cf", "Mn", "Me") or character in _FILLERS
 
 
-def _marks(rules: tokenizers.Tokenizer) -> tuple[str, ...]:
-    """The tokens that mark something instead of being text: the end, padding, T5's blanks."""
+def _marks(rules: tokenizers.Tokenizer) -> frozenset[int | None]:
+    """Ids of tokens that mark something instead of being text: the end, padding, T5's blanks; not what is unknown."""
     added = json.loads(rules.to_str())["added_tokens"]
-    return tuple(str(token["content"]) for token in added if token["special"])
+    marks = {rules.token_to_id(name) for name in ("</s>", "<pad>")} | {t["id"] for t in added if t["special"]}
+    return frozenset(marks - {rules.token_to_id("<unk>")})

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,11 +46,13 @@ class Clip:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.frames, np.ndarray):
+            raise TypeError(f"frames are a {type(self.frames).__name__}, not an array")
         if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[3] != 3 or not self.frames.size:
             found = f"{self.frames.dtype} {self.frames.shape}"
             raise ValueError(f"frames are {found}, not uint8 [frames, height, width, 3]")
-        if self.fps < 1:
-            raise ValueError(f"fps is {self.fps}, not at least 1")
+        if not isinstance(self.fps, Integral) or self.fps < 1:
+            raise ValueError(f"fps is {self.fps!r}, not a whole number of at least 1")
 
     @property
     def sha256(self) -> str:
@@ -74,12 +77,13 @@ class Clip:
         with partial_file(target) as temporary:
             try:
                 _WRITERS[target.suffix.lower()](self, temporary, json.dumps(self.provenance, sort_keys=True))
-            except FFmpegError as error:
+            except (FFmpegError, OverflowError) as error:  # the second is Pillow's, of sides that GIF has no room for
                 if isinstance(error, OSError):  # of the disk, which partial_file explains
                     raise
                 count, height, width, _ = self.frames.shape
+                why = getattr(error, "strerror", None) or error
                 raise BadInput(
-                    f"{count} frames of {height}x{width} cannot be written as {target.suffix} ({error.strerror}); "
+                    f"{count} frames of {height}x{width} cannot be written as {target.suffix} ({why}); "
                     "save them as .npy, which takes any"
                 ) from error
 
@@ -93,6 +97,8 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFI
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise BadInput(f"output {path} does not end in one of {', '.join(suffixes)}; rename it")
+    if "\0" in str(path):
+        raise BadInput(f"output {str(path)!r} has a zero byte in its name; rename it")
     try:
         if path.is_dir():
             raise BadInput(f"output {path} is a folder; name a file in it")
@@ -124,8 +130,6 @@ def read_clip(path: str | os.PathLike[str]) -> Clip:
             if size > MAX_CLIP_BYTES:
                 raise BadInput(f"clip {path} has more than {MAX_CLIP_BYTES} bytes of pixels; cut it first")
             frames.append(frame)
-        if not frames or len(frames) < reader.promised:
-            raise ValueError(f"{len(frames)} of {reader.promised} frames can be decoded")
         return Clip(np.stack(frames), reader.fps, reader.provenance)
 
 
@@ -141,7 +145,8 @@ def load_video(video: Video, frames: int, height: int, width: int) -> NDArray[np
         with _opened(Path(video)) as reader:
             taken = [load_image(frame, height, width) for frame in islice(reader.frames(), frames)]
     elif isinstance(video, list | tuple):
-        taken = [load_image(picture, height, width) for picture in video[:frames]]
+        listed = enumerate(video[:frames])
+        taken = [load_image(picture, height, width, f"frame {i} of the video") for i, picture in listed]
     else:
         pixels = checked_pixels(video, "the video", 4)
         taken = [load_image(frame, height, width) for frame in pixels[:frames]]
@@ -225,10 +230,9 @@ def _write_npy(clip: Clip, path: Path, comment: str) -> None:
 
 @dataclass(frozen=True)
 class _Reader:
-    """An opened clip: its frames one by one, uint8 [height, width, 3], and how many it promises (0: it does not say)."""
+    """An opened clip: its frames one by one, uint8 [height, width, 3]; reading them to the end finds what is missing."""
 
     frames: Callable[[], Iterator[NDArray[np.uint8]]]
-    promised: int
     fps: int
     provenance: dict[str, Any]
 
@@ -251,7 +255,7 @@ def _opened(path: Path) -> Iterator[_Reader]:
                     raise ValueError(
                         f"it has {stored.dtype} {list(stored.shape)}, not uint8 [frames, height, width, 3]"
                     )
-                yield _Reader(lambda: (np.array(frame) for frame in stored), len(stored), NPY_FPS, {})
+                yield _Reader(lambda: (np.array(frame) for frame in stored), NPY_FPS, {})
                 return
             with av.open(file, "r") as container:  # the file and not its name, which FFmpeg might read as a protocol
                 if not container.streams.video:
@@ -259,12 +263,26 @@ def _opened(path: Path) -> Iterator[_Reader]:
                 stream = container.streams.video[0]
                 fps = max(1, round(stream.average_rate or Fraction(NPY_FPS)))
                 made = _provenance(container.metadata.get("comment", ""))
-                yield _Reader(lambda: map(_shown, container.decode(stream)), stream.frames, fps, made)
+                yield _Reader(lambda: _decoded(container, stream), fps, made)
     except BadInput:
         raise
     except (FFmpegError, OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"clip {path} is damaged or not what its suffix says ({why}); make it again") from error
+
+
+def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[NDArray[np.uint8]]:
+    """Raises:
+    ValueError: no frame can be decoded, or fewer than the file promises, that take less time than it promises.
+    """
+    count, time, step = 0, 0, 0
+    for frame in container.decode(stream):
+        count, step = count + 1, frame.duration or 0
+        time += step
+        yield _shown(frame)
+    # The time as well as the count: of a trimmed video, frames before the cut are counted that no player shows.
+    if not count or (count < stream.frames and time + step / 2 < (stream.duration or 0)):
+        raise ValueError(f"{count} of {stream.frames} frames can be decoded")
 
 
 def _shown(frame: av.VideoFrame) -> NDArray[np.uint8]:

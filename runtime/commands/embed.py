@@ -73,7 +73,7 @@ def embed(
 
 def _read(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors put a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"cannot read the prompts in {path}: {error}; give a text file with one prompt a line"

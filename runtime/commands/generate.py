@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from dataclasses import asdict, replace
@@ -128,14 +129,22 @@ def generate(
     }  # fmt: skip
     request = replace(remake.request if remake else Request(""), **{k: v for k, v in asked.items() if v is not None})
     settings = pipeline.settings(request)  # what is refused is refused before anything is said or done
-    if remake and (image, video, frames, size) == (None, None, None, None):
-        remake.check(settings)
-    if remake and (remake.engine, remake.engine_version) != (engine, engine_version(engine)) and not quiet:
-        made = f"{remake.engine} {remake.engine_version}"
-        click.echo(
-            f"{like} was made with {made}, and this is {engine} {engine_version(engine)}: frames may differ", err=True
-        )
-    unknown = pipeline.tokenizer.unknown_words(request.prompt)
+    if remake and frames is None and size is None and not remake.is_of(settings):
+        if image is None and video is None:
+            raise BadInput(
+                f"the image or video is another than {like} was made from (its pixels at the clip's size differ); "
+                "give that one with --image or --video"
+            )
+        if not quiet:
+            click.echo(f"{like} was made from another image or video: frames will differ", err=True)
+    if remake and not quiet:
+        version = engine_version(engine)
+        if (remake.engine, remake.engine_version) != (engine, version):
+            made = f"{remake.engine} {remake.engine_version}"
+            click.echo(f"{like} was made with {made}, and this is {engine} {version}: frames may differ", err=True)
+        if remake.decoded:
+            click.echo(f"{like} was decoded apart, with {json.dumps(remake.decoded)}: frames may differ", err=True)
+    unknown = pipeline.tokenizer.unknown_words(f"{request.prompt}\n{request.negative_prompt}")
     say_unknown(unknown, quiet or as_json)
     with Progress(shown(quiet)) as progress:
         clip = pipeline.generate(request, progress, latents)

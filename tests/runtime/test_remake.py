@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_what_cannot_be_made_again(tiny_bundle: TinyBundleMaker, image: Path, tm
     assert "first.png does not exist" in said
     Image.fromarray(np.zeros((40, 40, 3), np.uint8)).save(image)
     said = refused(capfd, tmp_path, "generate", i2v, "--like", tmp_path / "clip.mp4", "-o", out)
-    assert "the image or video is another than the clip was made from" in said
+    assert "clip.mp4 was made from (its pixels at the clip's size differ)" in said
     Clip(np.zeros((2, 32, 32, 3), np.uint8), 8).save(tmp_path / "silent.mp4")
     said = refused(capfd, tmp_path, "generate", i2v, "--like", tmp_path / "silent.mp4", "-o", out)
     assert "does not say how it was made" in said
@@ -71,7 +72,43 @@ def test_what_cannot_be_made_again(tiny_bundle: TinyBundleMaker, image: Path, tm
     load_pipeline(t2v).generate(Request(PROMPT, latents=noise, seed=1)).save(tmp_path / "given.png")
     said = refused(capfd, tmp_path, "generate", t2v, "--like", tmp_path / "given.png", "-o", out)
     assert "was made from latents that a program handed in" in said
+    wrong: dict[str, Any]
+    for wrong in ({"image": "first.png"}, {"threads": "2"}, {"engine": []}, {"given": None}, {"seed": None}):
+        made = {**load_pipeline(t2v).generate(Request(PROMPT, seed=1)).provenance, **wrong}
+        Clip(np.zeros((2, 32, 32, 3), np.uint8), 8, made).save(tmp_path / "wrong.gif")
+        said = refused(capfd, tmp_path, "generate", t2v, "--like", tmp_path / "wrong.gif", "-o", out)
+        assert "does not say how it was made" in said
     assert "there is no PROMPT" in refused(capfd, tmp_path, "generate", t2v, "-o", out)
+
+
+def test_another_image_is_said(tiny_bundle: TinyBundleMaker, image: Path, tmp_path: Path, capfd: Capture) -> None:
+    bundle = tiny_bundle("i2v").path
+    load_pipeline(bundle).generate(Request(PROMPT, image, seed=1)).save(tmp_path / "clip.mp4")
+    image.rename(tmp_path / "moved.png")
+    Image.fromarray(np.full((40, 40, 3), 99, np.uint8)).save(tmp_path / "other.png")
+    like = ("generate", bundle, "--like", tmp_path / "clip.mp4", "-o", tmp_path / "again.npy")
+    assert run(capfd, *like, "--image", tmp_path / "moved.png").err == ""
+    other = run(capfd, *like, "--image", tmp_path / "other.png")
+    assert "clip.mp4 was made from another image or video: frames will differ" in other.err
+
+
+def test_how_latents_were_decoded(tiny_bundle: TinyBundleMaker, tmp_path: Path, capfd: Capture) -> None:
+    bundle, kept = tiny_bundle("t2v").path, tmp_path / "kept.npz"
+    made = run(capfd, "generate", bundle, PROMPT, "--seed", "1", "--latents", kept, "-o", tmp_path / "a.mp4")
+    assert made.code == 0, made.err
+    for options, said in (
+        ((), ""),
+        (("--engine", "onnxruntime"), "decoded apart, with {"),
+        (("--threads", "3"), '"threads": 3'),
+    ):
+        assert run(capfd, "decode", bundle, kept, "-o", tmp_path / "b.mp4", *options).code == 0
+        again = run(capfd, "generate", bundle, "--like", tmp_path / "b.mp4", "-o", tmp_path / "c.npy")
+        assert again.code == 0 and (said in again.err if said else again.err == "")
+
+
+def test_threads_of_the_environment_are_kept(tiny_bundle: TinyBundleMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REELQUANT_THREADS", "2")
+    assert load_pipeline(tiny_bundle("t2v").path).generate(Request(PROMPT, seed=1)).provenance["threads"] == 2
 
 
 def test_an_array_has_no_path_but_pixels(tiny_bundle: TinyBundleMaker) -> None:
