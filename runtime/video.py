@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorRange, Colorspace
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
@@ -32,6 +32,7 @@ Video: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Sequence[Picture
 SUFFIXES = (".mp4", ".gif", ".png", ".npy")
 NPY_FPS = 8  # CogVideoX's own; a .npy file has no place for a frame rate
 CRF = "17"
+_BT709 = 1  # of matrix, primaries and transfer alike (ITU-T H.273, tables 2 to 4)
 MAX_FILE_BYTES = MAX_CLIP_BYTES = 2 * 2**30
 
 
@@ -195,8 +196,8 @@ def _write_mp4(clip: Clip, path: Path, comment: str) -> None:
         codec.pix_fmt = pixels
         codec.thread_count = 1  # x264's rate control, so its bytes, depend on the number of threads
         # Said outright, because players guess the matrix from the height and would shift small clips' colours.
-        codec.colorspace, codec.color_range = Colorspace.ITU709, ColorRange.MPEG
-        codec.color_primaries, codec.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        codec.colorspace, codec.color_range = _BT709, int(ColorRange.MPEG)
+        codec.color_primaries = codec.color_trc = _BT709
         for rgb in clip.frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
             frame = frame.reformat(format=pixels, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
