@@ -57,9 +57,10 @@ export-$(1)-$(2): $(READY)
 endef
 $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),$(eval $(call demo_export,$(task),$(precision)))))
 
-# Two processes: most of the work is one thread's. A file's tests stay together, since they share what they build.
+# Two processes: most of the work is one thread's. A file's tests stay together, since they share what they build, and the
+# files that take longest come first (tests/conftest.py).
 test: lint  ## Lint, types and tests
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## The tests that take many minutes
 	$(BIN)/pytest -q -m slow

@@ -5,11 +5,12 @@ Fake tensors have shapes and no storage, so a 5-billion-parameter forward at 17,
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,8 @@ from reelquant.export.modules import (
 from reelquant.export.network import fake_mode
 
 Config = Mapping[str, Any]
+Asked = ParamSpec("Asked")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,21 @@ class Footprint:
     caches: int = 0
 
 
+def _once(function: Callable[Asked, Found]) -> Callable[Asked, Found]:
+    """Remember what ``function`` found for equal arguments: looking for a plan that fits asks for the same again and again."""
+    known: dict[str, Found] = {}
+
+    @wraps(function)
+    def asked(*args: Asked.args, **kwargs: Asked.kwargs) -> Found:
+        key = json.dumps([args, kwargs], sort_keys=True)
+        if key not in known:
+            known[key] = function(*args, **kwargs)
+        return known[key]
+
+    return asked
+
+
+@_once
 def transformer_footprint(config: Config, text_tokens: int, shape: tuple[int, ...], batch: int) -> Footprint:
     """Of one step on ``batch`` latents of ``shape`` [latent_frames, channels, h, w]."""
     frames, _, height, width = shape
@@ -58,6 +76,7 @@ def transformer_footprint(config: Config, text_tokens: int, shape: tuple[int, ..
     return Footprint(flops + attention, live, scores=4 * batch * heads * tokens**2)
 
 
+@_once
 def text_footprint(config: Config, text_tokens: int) -> Footprint:
     """Of one prompt; T5's attention over a few hundred tokens is small, and counted as it is."""
     with fake_mode(), torch.no_grad():
@@ -68,7 +87,8 @@ def text_footprint(config: Config, text_tokens: int) -> Footprint:
     return Footprint(flops, live)
 
 
-def vae_footprint(config: Config, half: str, height: int, width: int) -> dict[str, Footprint]:
+@_once
+def vae_footprint(config: Config, half: str, height: int, width: int) -> Mapping[str, Footprint]:
     """Of each graph of the ``decoder`` or ``encoder`` at a frame of ``height`` × ``width`` pixels, by its name."""
     with plain_convolutions(), fake_mode(), torch.no_grad():
         network = build_network("vae", config)

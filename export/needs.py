@@ -109,7 +109,7 @@ def calibration_bytes(checkpoint: Checkpoint, size: Size) -> int:
     """Memory that calibrating on clips of ``size`` takes at least: the transformer in float32, half a block at a time."""
     config, frames, *rest = checkpoint.config("transformer"), *size.latent_shape(checkpoint.geometry)
     shape = (frames + -frames % checkpoint.geometry.patch_t, *rest)
-    step = transformer_footprint(config, checkpoint.text_tokens, shape, batch=2)
+    step = transformer_footprint(config, checkpoint.text_tokens, shape, 2)
     memory = ENGINE_MEMORY[CalibrationPlan.engine]
     _, activations = memory.high.memory(0, step.live, step.scores)
     # Moments are there twice: their sums, and those of one run, or what is written.

@@ -222,6 +222,7 @@ def _calibrated(
             return ranges
     except BundleError:
         pass
+    check_free(path, replace=True)  # before hours of work for it
     say(f"calibrate on {data.name}: {plan.prompts} prompts, {plan.steps} steps each")
     ranges = calibrate(fp32, data, plan, progress)
     ranges.save(path, replace=True)

@@ -14,7 +14,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
-from reelquant.runtime.atomic import remove_unfinished
+from reelquant.runtime.hidden import remove_unfinished
 
 SAID = "Interrupted; nothing was left half-written."
 GRACE = 1.5  # seconds for the program to leave by itself
@@ -62,7 +62,8 @@ class Interruptible:
             if self._left.wait(GRACE):
                 return
             remove_unfinished()
-            os.write(2, f"{SAID}\n".encode())
+            shown = b"\x1b[?25h\n" if os.isatty(2) else b""  # the cursor, which bars hide
+            os.write(2, shown + f"{SAID}\n".encode())
             os._exit(130 if number[0] == signal.SIGINT else 128 + number[0])
 
 

@@ -4,37 +4,42 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+from reelquant.runtime import manifest as manifests
 from reelquant.runtime.errors import BadInput
 
-_MARKS = ("manifest.json", "ranges.json")
-_OURS = {"manifest.sig", "tokenizer.json", "recipe.toml", "positions.npy", "text_encoder", "transformer", "vae_decoder",
-         "vae_encoder", "engines", "ranges.safetensors", *_MARKS}  # fmt: skip
+# What tells our files from others of the same names, in this version and in others.
+_BUNDLE = {"format", "components", "files"}
+_RANGES = {"version", "digest", "provenance"}
 
 
 def check_replaceable(path: Path) -> None:
-    """See that the folder ``path`` holds a bundle or ranges, whole or damaged, and no file beside them.
+    """See that the folder ``path`` holds a bundle or ranges, whole or not, and no file beside them.
 
     Raises:
         BadInput: it does not; nothing of it was touched.
     """
-    if path.is_symlink():
-        raise BadInput(f"{path} is a link, and only a folder itself is replaced; name the folder that it points to")
-    names = {entry.name for entry in path.iterdir()}
-    if not names.intersection(_MARKS):
+    manifest, ranges = _read(path / manifests.FILE), _read(path / "ranges.json")
+    if manifest.keys() >= _BUNDLE and isinstance(manifest["files"], dict):
+        known = {manifests.FILE, manifests.SIGNATURE, *manifest["files"]}
+    elif ranges.keys() >= _RANGES:
+        known = {"ranges.json", "ranges.safetensors"}
+    else:
         raise BadInput(f"{path} holds no bundle, so it is not replaced; choose another name, or remove it yourself")
-    strange = sorted(names - _OURS) or _unlisted(path)
+    files = (file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_symlink() or not file.is_dir())
+    strange = sorted(set(files) - known)
     if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
         raise BadInput(
-            f"{path} holds {strange[0]}, which is no part of a bundle, so it is not replaced; move that away or choose another name"
+            f"{path} holds what is no part of a bundle, so it is not replaced: {', '.join(strange[:3])}{more}; "
+            "move that away or choose another name"
         )
 
 
-def _unlisted(path: Path) -> list[str]:
-    """Files that a bundle's manifest does not name; none where the manifest cannot be read."""
+def _read(file: Path) -> dict[str, Any]:
     try:
-        listed = {*json.loads((path / "manifest.json").read_text(encoding="utf-8"))["files"], *_OURS}
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    found = (file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir())
-    return sorted(name for name in found if name not in listed)
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -16,16 +16,48 @@ from reelquant.runtime.bundle import Bundle
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "demo" / "checkpoints"
 BUILD = ROOT / "build" / "tests"
+EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 # Engines that tests build are kept here, and the user's own cache is left alone; commands that tests start inherit it.
 os.environ["REELQUANT_CACHE"] = str(BUILD / "cache")
 
-# Two processes on two cores: each with threads for both would wait for the other more than it works.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "REELQUANT_THREADS"):
-        os.environ.setdefault(name, "1")
+# What takes longest, so that no process is left alone with one of these when the other has nothing more to do.
+LONGEST = (
+    "road/test_variants.py",
+    "quant/test_gate.py",
+    "runtime/tensorrt/test_build.py",
+    "export/test_plan.py",
+    "runtime/tensorrt/test_full_size.py",
+    "quant/test_quantize_command.py",
+    "quant/test_decoder_bundle.py",
+    "road/test_end_to_end.py",
+    "road/test_serving.py",
+    "road/test_quantized.py",
+    "road/test_text_weights.py",
+)
 
 BundleMaker = Callable[[str, str], Bundle]
 TinyBundleMaker = Callable[[str], Bundle]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several test processes its share of the cores.
+
+    Engines, torch and BLAS start as many threads as they see cores. Two processes that each see both wait for each other's
+    threads, which spin: the same work then costs half as much again (docs/decisions/0012-tests-in-time.md). For a claim of
+    work that is split among threads, a test starts a process that takes all of ``EVERY_CORE``.
+    """
+    cores, worker = sorted(EVERY_CORE), getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        first, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
+        os.sched_setaffinity(0, cores[first % len(cores) :: count])
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, in whatever order the others are."""
+    tests = ROOT / "tests"
+    places = {str(tests / name): place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(str(item.path), len(places)))
 
 
 @pytest.fixture(scope="session")

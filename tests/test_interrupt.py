@@ -205,7 +205,7 @@ def test_export_in_the_middle_of_tracing(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ends = time.monotonic() + 120
-    while not list(tmp_path.glob(".export-*/.fp32.*.partial")):
+    while not list(tmp_path.glob(".reelquant-export-*/.reelquant-partial-*")):
         assert process.poll() is None and time.monotonic() < ends
         time.sleep(0.05)
     time.sleep(1)

@@ -57,3 +57,9 @@ def test_a_later_chunk_holds_its_caches_too() -> None:
     assert large["next"].caches == 4 * small["next"].caches == 4 * small["first"].caches > 0
     assert large["next"].live == pytest.approx(4 * small["next"].live, rel=1e-2)
     assert small["first"].flops > small["next"].flops
+
+
+def test_what_was_counted_is_not_counted_again() -> None:
+    config = VARIANTS["cogvideox-2b"].reduced().transformer
+    one, again = (transformer_footprint(dict(config), 226, (4, 16, 8, 12), 1) for _ in range(2))
+    assert one is again and one is not transformer_footprint(config, 226, (4, 16, 8, 12), 2)

@@ -88,15 +88,22 @@ def test_a_plan_that_cannot_fit_is_refused(
     assert shown.code == 2 and "GB of disk where 0.0 are free; nothing smaller fits either" in shown.err
 
 
+# Memory is of what is held at once, which further layers of the same width do not change.
+DEPTHS = [1, pytest.param(3, marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_planned_memory_is_measured_memory(engine: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_planned_memory_is_measured_memory(engine: str, depth: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A reduced transformer at many tokens, and the VAE at its real width, where its workings are."""
-    work = tmp_path_factory.getbasetemp() / "memory"
+    work = tmp_path_factory.getbasetemp() / f"memory-{depth}"
     full = VARIANTS["cogvideox-5b-i2v"]
     small = full.reduced()
     # Without learned positions, which are of one size alone.
     variant = replace(
-        small, vae=full.vae, transformer={**small.transformer, "use_learned_positional_embeddings": False}
+        small,
+        vae={**full.vae, "layers_per_block": depth},
+        transformer={**small.transformer, "use_learned_positional_embeddings": False},
     )
     checkpoint, bundle = prepared(work, "reduced", variant)
     sizes = {"transformer": Size(49, 240, 368), "vae_decoder": Size(9, 64, 96), "vae_encoder": Size(9, 128, 192)}

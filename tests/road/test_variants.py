@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from benchmarks.variants import VARIANTS
 from demo.fidelity import psnr
 from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import trace_bundle
-from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engine import ENGINES
 from reelquant.runtime.images import from_model
 from reelquant.runtime.pipeline import Pipeline
@@ -39,19 +41,43 @@ CASES = [
     Case("cogvideox1.5-5b", 33, 48, 80),
     Case("cogvideox1.5-5b-i2v", 17),
 ]
+SHARED = "cogvideox-5b"
+VAE = ("vae_encoder", "vae_decoder")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """``made("cogvideox-2b")``: a reduced random checkpoint and its fp32 bundle."""
+    """``made("cogvideox-2b")``: a reduced random checkpoint and its fp32 bundle.
+
+    The VAE takes most of the time to trace, and is one network in all checkpoints of bfloat16
+    (test_checkpoints_of_one_dtype_have_one_vae): their bundles share what was traced of the first.
+    """
     folder = tmp_path_factory.mktemp("variants")
 
     @cache
     def make(name: str) -> tuple[Path, Bundle]:
         write_checkpoint(folder / name, VARIANTS[name].reduced())
-        return folder / name, trace_bundle(str(folder / name), folder / f"{name}-fp32")
+        out = folder / f"{name}-fp32"
+        if VARIANTS[name].dtype != "BF16" or name == SHARED:
+            return folder / name, trace_bundle(str(folder / name), out)
+        shared = make(SHARED)[1]
+        traced = trace_bundle(str(folder / name), out, networks=("text_encoder", "transformer"))
+        shared.copy_files(out, lambda file: file.startswith(VAE))
+        parts = {part: shared.manifest.components[part] for part in VAE}
+        manifest = replace(traced.manifest, components={**traced.manifest.components, **parts}, files=list_files(out))
+        write_manifest(out, manifest)
+        return folder / name, Bundle.open(out)
 
     return make
+
+
+def test_checkpoints_of_one_dtype_have_one_vae(made: Any) -> None:
+    """What differs is no part of a graph: the runtime scales latents, by what each manifest says."""
+    names = [name for name, variant in VARIANTS.items() if variant.dtype == "BF16"]
+    outside = {"scaling_factor": 0, "invert_scale_latents": 0}
+    (one, *others) = ({**json.loads((made(name)[0] / "vae" / "config.json").read_text()), **outside} for name in names)
+    (weights, *more) = ((made(name)[0] / "vae" / "diffusion_pytorch_model.safetensors").read_bytes() for name in names)
+    assert len(names) == 4 and all(other == one for other in others) and all(other == weights for other in more)
 
 
 VIDEO_CASES = [Case("cogvideox-2b", 9, 48, 80), Case("cogvideox-5b", 17)]

@@ -13,6 +13,8 @@ from reelquant.runtime.errors import BadInput
 from tests.command_line import contents
 from tests.conftest import TinyBundleMaker
 
+RANGES = '{"version": 1, "digest": "", "provenance": {}}'
+
 
 @pytest.fixture
 def bundle(tiny_bundle: TinyBundleMaker, tmp_path: Path) -> Path:
@@ -27,7 +29,7 @@ def replaced(path: Path) -> bool:
 
 def test_a_bundle_is_replaced_whole_or_damaged(bundle: Path) -> None:
     shutil.copytree(bundle, bundle.with_name("damaged"))
-    (bundle.with_name("damaged") / "manifest.json").write_text("{")
+    (bundle.with_name("damaged") / "tokenizer.json").unlink()
     (bundle / "manifest.sig").write_text("a signature")
     assert replaced(bundle) and replaced(bundle.with_name("damaged"))
 
@@ -36,6 +38,28 @@ def emptied(path: Path) -> None:
     shutil.rmtree(path)
     path.mkdir()
     (path / "thesis.tex").write_text("x")
+
+
+def another_program(path: Path) -> None:
+    """Of a web page, which has a manifest of this name too."""
+    (path / "manifest.json").write_text('{"name": "page", "files": ["index.html"]}')
+
+
+def ranges_and_more(path: Path) -> None:
+    shutil.rmtree(path)
+    (path / "transformer").mkdir(parents=True)
+    (path / "transformer" / "mine.bin").write_text("x")
+    (path / "ranges.json").write_text(RANGES)
+
+
+def many(path: Path) -> None:
+    for name in "abcde":
+        (path / name).write_text("x")
+
+
+def linked_file(path: Path) -> None:
+    (path / "engines").mkdir()
+    (path / "engines" / "mine").symlink_to(path)
 
 
 def linked(path: Path) -> None:
@@ -47,12 +71,17 @@ def linked(path: Path) -> None:
     ("spoil", "said"),
     [
         (emptied, "holds no bundle"),
-        (lambda path: (path / "notes.txt").write_text("mine"), "holds notes.txt, which is no part of a bundle"),
+        (another_program, "holds no bundle"),
+        (lambda path: (path / "manifest.json").write_text("{"), "holds no bundle"),
+        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "holds no bundle"),
+        (ranges_and_more, "not replaced: transformer/mine.bin; move"),
+        (many, "not replaced: a, b, c and 2 more; move"),
+        (linked_file, "not replaced: engines/mine; move"),
         (
-            lambda path: (path / "transformer" / "old.onnx").write_text("x"),
-            "holds transformer/old.onnx, which is no part",
+            lambda path: (path / "notes.txt").write_text("mine"),
+            "no part of a bundle, so it is not replaced: notes.txt; move",
         ),
-        (lambda path: (path / "keep").mkdir(), "holds keep, which is no part of a bundle"),
+        (lambda path: (path / "transformer" / "old.onnx").write_text("x"), "not replaced: transformer/old.onnx; move"),
         (linked, "is a link"),
     ],
 )
@@ -67,8 +96,8 @@ def test_nothing_else_is(spoil: object, said: str, bundle: Path, tmp_path: Path)
 
 def test_ranges_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "ranges").mkdir()
-    for name in ("ranges.json", "ranges.safetensors"):
-        (tmp_path / "ranges" / name).write_text("x")
+    (tmp_path / "ranges" / "ranges.json").write_text(RANGES)
+    (tmp_path / "ranges" / "ranges.safetensors").write_text("x")
     assert replaced(tmp_path / "ranges")
 
 
