@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 MODEL ?=
-OUT ?= build/$(notdir $(MODEL))-$(PRECISION)
+# A folder's own name, however it is written; a hub id with its owner, so that two models have two names.
+NAME = $(shell if [ -d "$(MODEL)" ]; then basename "$$(cd "$(MODEL)" && pwd -P)"; else printf %s "$(MODEL)" | tr '/ ' '--'; fi)
+OUT ?= build/$(NAME)-$(PRECISION)
 PRECISION ?= fp32
+REPLACE ?=
 ENGINE ?= openvino
 GPU ?=
 SIZE ?=
@@ -26,7 +29,7 @@ PROMPT_i2v := a blue triangle moves up on a grey background
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9"
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9 REPLACE=1"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
 $(READY): pyproject.toml constraints.txt
@@ -39,7 +42,7 @@ export: $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),export-$(task)
 	@echo && ls -l build/clips
 else
 export: $(READY)
-	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data $(DATA) --replace --text-weights $(TEXT_WEIGHTS) $(if $(GPU),--gpu $(GPU)) \
+	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data "$(DATA)" $(if $(REPLACE),--replace) --text-weights $(TEXT_WEIGHTS) $(if $(GPU),--gpu $(GPU)) \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES)) \
 	  $(if $(CALIBRATION_SIZE),--calibration-size $(CALIBRATION_SIZE)) $(if $(CALIBRATION_FRAMES),--calibration-frames $(CALIBRATION_FRAMES))
 endif

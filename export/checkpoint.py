@@ -17,9 +17,10 @@ import tokenizers
 import torch
 
 from reelquant.export.network import Network, fake_mode
-from reelquant.export.weights import check_fit, open_weights
+from reelquant.export.weights import Finite, check_fit, open_weights
 from reelquant.runtime.bundle import hash_file
-from reelquant.runtime.errors import BundleError, MissingExtra
+from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
+from reelquant.runtime.schedulers import scheduler_from_config
 from reelquant.runtime.sizes import Geometry
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -43,7 +44,10 @@ _NUMBERS = {
                     "max_text_seq_length", "text_embed_dim", "attention_head_dim"),
     "vae": ("latent_channels", "temporal_compression_ratio", "scaling_factor"),
 }  # fmt: skip
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+)?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+(/[\w.-]+)*)?")
+_LFS = b"version https://git-lfs"
+# Latent height and width that the public checkpoints are trained at, by whether they take frames in pairs (1.5).
+_TRAINED = {False: (60, 90), True: (96, 170)}
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,54 @@ class Checkpoint:
         try:
             loaded = AutoTokenizer.from_pretrained(self.path / "tokenizer", local_files_only=True)
             rules: tokenizers.Tokenizer = loaded.backend_tokenizer
-        except (OSError, ValueError, AttributeError) as error:
-            raise BundleError(
-                f"cannot read {self.path / 'tokenizer'}: {error}; download the checkpoint again"
-            ) from error
+        except Exception as error:  # transformers and its readers raise a dozen classes on damaged files
+            why = " ".join(f"{type(error).__name__} {error}".split())[:300]
+            raise BundleError(f"cannot read {self.path / 'tokenizer'}: {why}; {_AGAIN}") from error
         return rules
+
+    def check_content(self) -> None:
+        """What opening does not look at and an export or a clip would refuse later: the scheduler and the tokenizer.
+
+        Raises:
+            BundleError: the scheduler is none of ours, or the tokenizer is broken or not the text encoder's.
+        """
+        try:
+            scheduler_from_config(self.config("scheduler"))
+        except BundleError as error:
+            raise BundleError(f"{self.path}/scheduler: {error}") from error
+        vocabulary = int(self.config("text_encoder").get("vocab_size", 0))
+        pieces = self.tokenizer.get_vocab()
+        if max(pieces.values(), default=0) >= vocabulary:
+            raise BundleError(
+                f"{self.path / 'tokenizer'} has token {max(pieces.values())}, and the text encoder knows {vocabulary}: they are "
+                f"not of one model; {_AGAIN}"
+            )
+        if len(pieces) * 64 < vocabulary or len(pieces) < 16:
+            raise BundleError(
+                f"{self.path / 'tokenizer'} has {len(pieces)} tokens, and the text encoder knows {vocabulary}: most of the "
+                f"tokenizer is missing; {_AGAIN}"
+            )
+        if lacking := {"<pad>", "</s>", "<unk>"} - pieces.keys():
+            raise BundleError(f"{self.path / 'tokenizer'} has no {min(lacking)} token, so it is not T5's; {_AGAIN}")
+
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """Height and width in pixels that this checkpoint's family is trained at, or the config's where that is smaller.
+
+        Raises:
+            BadInput: the config names a larger size, which is a bound of its positions and no size to render at.
+        """
+        config, geometry = self.config("transformer"), self.geometry
+        height, width = int(config["sample_height"]), int(config["sample_width"])
+        most = _TRAINED[geometry.patch_t > 1]
+        if height * width > most[0] * most[1]:
+            trained = "x".join(str(side * geometry.spatial) for side in most)
+            raise BadInput(
+                f"{self.path}/transformer/config.json has sample_height {height} and sample_width {width}, so clips of "
+                f"{height * geometry.spatial}x{width * geometry.spatial}: more than such models are trained at; say which size "
+                f"clips shall have by default, usually --size {trained}"
+            )
+        return height * geometry.spatial, width * geometry.spatial
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every file that an export reads, by relative name."""
@@ -178,7 +225,7 @@ class Checkpoint:
                 if name in stored and twin in wanted:
                     stored.setdefault(twin, stored[name])
         check_fit(path, stored, wanted)
-        return Network(module.eval(), mode, stored)
+        return Network(module.eval(), mode, {name: Finite(weight) for name, weight in stored.items()})
 
     def _check(self) -> None:
         if not (self.path / "model_index.json").is_file():
@@ -210,6 +257,13 @@ class Checkpoint:
 
     def _check_files(self, folder: Path) -> None:
         files = [file.name for file in folder.iterdir()]
+        for file in sorted(folder.iterdir()):
+            if file.suffix in (".json", ".safetensors", ".model") and file.is_file():
+                _check_whole(file)
+        if folder.name == "tokenizer" and not {"tokenizer.json", "spiece.model"}.intersection(files):
+            raise BundleError(
+                f"{folder} has neither tokenizer.json nor spiece.model, one of which holds the vocabulary; {_AGAIN}"
+            )
         safe = any(name.endswith(".safetensors") for name in files)
         for name in files:
             if name.endswith(_PICKLED) and not safe:
@@ -229,6 +283,20 @@ def build_network(folder: str, config: Mapping[str, Any]) -> torch.nn.Module:
         return cast(torch.nn.Module, transformers.T5EncoderModel(transformers.T5Config(**config)))
     module: torch.nn.Module = getattr(diffusers, _CLASSES[folder]).from_config(config)
     return module
+
+
+def _check_whole(file: Path) -> None:
+    """Raises:
+    BundleError: the file is empty, or a Git LFS pointer in the place of the file itself.
+    """
+    with file.open("rb") as data:
+        start = data.read(len(_LFS))
+    if not start:
+        raise BundleError(f"cannot read {file}: it is empty; {_AGAIN}")
+    if start == _LFS:
+        raise BundleError(
+            f"cannot read {file}: it is a Git LFS pointer and not the file itself; run git lfs pull there, or {_AGAIN}"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from reelquant.runtime.commands.options import (
     JSON,
     QUIET,
     clips_option,
+    lower,
     print_json,
     shown,
     size_option,
@@ -38,7 +39,7 @@ CHECKPOINT = click.argument("checkpoint")
 SIZE = size_option("Default size of the clips [default: the checkpoint's].")
 TEXT_WEIGHTS = click.option(
     "--text-weights",
-    type=click.Choice(STORAGES),
+    type=click.Choice(STORAGES, case_sensitive=False),
     default=ExportPlan.text_weights,
     show_default=True,
     help="How the text encoder's weights are stored; it computes in fp32.",
@@ -49,13 +50,15 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @click.command()
 @CHECKPOINT
 @OUT
-@click.option("--precision", default=ExportPlan.precision, show_default=True, 
+@click.option("--precision", default=ExportPlan.precision, show_default=True, callback=lower,
               help="fp32, fp16, bf16, a recipe (int8, fp8, nvfp4 …) or a recipe file.")  # fmt: skip
 @ENGINE
 @SIZE
 @FRAMES
 @TEXT_WEIGHTS
-@click.option("--base", help="What is not quantized computes in: fp32, fp16, bf16 [default: fp32 on a CPU].")
+@click.option(
+    "--base", callback=lower, help="What is not quantized computes in: fp32, fp16, bf16 [default: fp32 on a CPU]."
+)
 @GPU
 @clips_option("Clips to build engines for [default: the bundle's size] (TensorRT).")
 @DYNAMIC
@@ -139,6 +142,7 @@ def export(
 
 def _print_plan(source: str, out: Path, plan: ExportPlan, tiled: bool, as_json: bool) -> None:
     checkpoint = Checkpoint.open(source)
+    checkpoint.check_content()
     if is_compiled(plan.engine) or chosen_base(checkpoint, plan) != "fp32":
         raise BadInput(
             "--plan counts what fp32 bundles and their int8 and fp8 take on a CPU; for TensorRT, export first, and then: "

@@ -90,8 +90,7 @@ def text_footprint(config: Config, text_tokens: int) -> Footprint:
 @_once
 def vae_footprint(config: Config, half: str, height: int, width: int) -> Mapping[str, Footprint]:
     """Of each graph of the ``decoder`` or ``encoder`` at a frame of ``height`` × ``width`` pixels, by its name."""
-    plain_convolutions()
-    with fake_mode(), torch.no_grad():
+    with plain_convolutions(), fake_mode(), torch.no_grad():
         network = build_network("vae", config)
         if half == "decoder":
             scale = 2 ** (len(config["block_out_channels"]) - 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -175,7 +177,8 @@ def _nest(flat: Caches) -> dict[str, Any]:
     return nested
 
 
-def plain_convolutions() -> None:
+@contextmanager
+def plain_convolutions() -> Iterator[None]:
     """Make diffusers' "safe" 3D convolution a plain one while tracing.
 
     It splits its input when that exceeds 2 GB, and the size check is control flow on shapes, which a trace with
@@ -183,4 +186,9 @@ def plain_convolutions() -> None:
     """
     from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSafeConv3d
 
+    before = CogVideoXSafeConv3d.forward
     CogVideoXSafeConv3d.forward = nn.Conv3d.forward
+    try:
+        yield
+    finally:
+        CogVideoXSafeConv3d.forward = before

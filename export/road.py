@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_versions, trace_bundle
-from reelquant.quant.calibrate import calibrate, hash_prompts
+from reelquant.quant.calibrate import calibrate
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.lint.run import refuse_what_lint_finds
@@ -18,7 +18,7 @@ from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.static_shapes import static_copy
 from reelquant.quant.teacher import Trial, judge_engine
-from reelquant.runtime.atomic import partial_folder, scratch_folder
+from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
@@ -101,9 +101,10 @@ def export_checkpoint(
     engine_version(plan.engine)  # a missing package is reported before the work, not after it
     recipe = _recipe(plan.precision)
     data = CalibrationData.load(plan.data) if recipe else None
-    if out.exists() and not replace and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput(f"{out} exists and is not empty; choose another name, or --replace it")
+    check_free(out, replace)
     checkpoint = Checkpoint.open(source)
+    checkpoint.check_content()
+    defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     base = chosen_base(checkpoint, plan)
     if is_compiled(plan.engine):
         _check_engines(checkpoint, plan, recipe, base)
@@ -112,7 +113,6 @@ def export_checkpoint(
         data.first(prompts)
         if checkpoint.task == "i2v":
             data.images_for(prompts)
-        defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
         config = checkpoint.config("transformer")
         plan.calibration.clip_size(defaults, checkpoint.geometry, config, checkpoint.text_tokens)
         tokenizer = Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source)
@@ -214,15 +214,15 @@ def _calibrated(
     try:
         ranges = Ranges.load(path)
         made = ranges.provenance
+        found = (made.source_digest, made.data_sha256, made.engine, made.engine_version)
         sampled = (made.prompts, made.steps, made.seed, Size(made.frames, made.height, made.width))
-        if (made.source_digest, made.prompts_sha256) == (
-            fp32.digest,
-            hash_prompts(data.first(plan.prompts)),
-        ) and sampled == (plan.prompts, plan.steps, plan.seed, size):
+        read = (fp32.digest, data.digest(manifest.task, plan.prompts), plan.engine, engine_version(plan.engine))
+        if found == read and sampled == (plan.prompts, plan.steps, plan.seed, size):
             say(f"calibrate: {path} is up to date ({ranges.summary})")
             return ranges
     except BundleError:
         pass
+    check_free(path, replace=True)  # before hours of work for it
     say(f"calibrate on {data.name}: {plan.prompts} prompts, {plan.steps} steps each")
     ranges = calibrate(fp32, data, plan, progress)
     ranges.save(path, replace=True)

@@ -54,8 +54,7 @@ def trace(spec: GraphSpec, inputs: Inputs) -> ir.Model:
     arguments = _arguments(spec.network.fake(inputs))
     dynamic = torch.export.Dim.DYNAMIC
     shapes = _arguments({name: {axis: dynamic for axis in spec.axes.get(name, {})} for name in inputs})
-    with _quiet(), torch.no_grad(), spec.network.mode:
-        plain_convolutions()
+    with _quiet(), torch.no_grad(), plain_convolutions(), spec.network.mode:
         program = torch.onnx.export(
             spec.module.eval(),
             (),

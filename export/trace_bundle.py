@@ -61,6 +61,8 @@ def trace_bundle(
     """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
     defaults = bundle_defaults(checkpoint, size, frames)
+    if {"text_encoder", "transformer"} <= set(networks):  # a part of a checkpoint may lack the rest
+        checkpoint.check_content()
     with partial_folder(out, replace) as folder:
         components = {}
         with progress.stage("trace", total=len(networks)) as advance:
@@ -110,7 +112,7 @@ def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames
         BadInput: a size that the model cannot make.
     """
     config, geometry = checkpoint.config("transformer"), checkpoint.geometry
-    height, width = size or (config["sample_height"] * geometry.spatial, config["sample_width"] * geometry.spatial)
+    height, width = size or checkpoint.trained_size
     chosen = checked(Size(config["sample_frames"] if frames is None else frames, height, width), geometry)
     check_positions(config, *chosen.latent_shape(geometry)[2:])
     return Defaults(**asdict(chosen), fps=16 if geometry.patch_t > 1 else 8)  # as their authors' examples save them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,19 @@ from reelquant.runtime.errors import BundleError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _AGAIN = "download the checkpoint again"
+# Names that other programs give, and what to do about them.
+_FOREIGN = {
+    r"lora_|\.base_layer\.|lora\.(up|down)": "so a LoRA that is not merged; merge it (diffusers: fuse_lora(), "
+    "unload_lora_weights()) and save the pipeline with save_pretrained()",
+    r"\.to_(added_)?(qkv|kv)\.": "so its Q, K and V are fused; load it in diffusers, call unfuse_qkv_projections() and save it",
+    r"^_orig_mod\.": "so it was saved from a compiled module; save its _orig_mod instead",
+    r"^module\.": "so it was saved from a wrapper of several GPUs; save its module instead",
+    r"^(model\.diffusion_model|first_stage_model|conditioner)\.": "so it is in SAT's or ComfyUI's layout; convert it with "
+    "diffusers' scripts/convert_cogvideox_to_diffusers.py",
+    r"\.(SCB|absmax|quant_state|weight_scale|qweight|qzeros)\b": "so it is quantized already; give the checkpoint before that, in "
+    "16 or 32 bit",
+    r"(^|\.)ema(_|\.)": "so averaged weights of a training; save the model itself",
+}
 
 
 class Weight(Protocol):
@@ -36,6 +50,7 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     count: int
+    name: str = ""
 
     def read(self) -> NDArray[np.float32]:
         """Return the values as float32, which every stored dtype but F64 fits without loss.
@@ -57,6 +72,32 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Finite:
+    """A stored weight that is refused when it is read and holds what no computation survives."""
+
+    weight: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    def read(self) -> NDArray[np.float32]:
+        """As the weight's.
+
+        Raises:
+            BundleError: a value is NaN or infinite.
+        """
+        values = self.weight.read()
+        bad = values.size - int(torch.isfinite(torch.from_numpy(values)).sum())
+        if bad:
+            raise BundleError(
+                f"{self.weight.file}: {self.weight.name} has {bad} of {values.size} values that are NaN or infinite; {_AGAIN}, or, "
+                "if it was trained or merged by hand, take it from before that"
+            )
+        return values
+
+
+@dataclass(frozen=True)
 class Rounded:
     """Another weight, with its values rounded whenever they are read."""
 
@@ -74,7 +115,8 @@ class Rounded:
 def open_weights(folder: Path) -> dict[str, Stored]:
     """Index the weights in ``folder``: one safetensors file, or shards with their ``.index.json``.
 
-    Where full and ``fp16`` variants lie side by side, the full ones are taken.
+    Where full and ``fp16`` variants lie side by side, the full ones are taken; where a single file and an index do, the
+    index's shards, as diffusers takes them.
 
     Raises:
         BundleError: none, several that no index explains, a missing shard, or a damaged header.
@@ -82,7 +124,7 @@ def open_weights(folder: Path) -> dict[str, Stored]:
     indices = _plain_first(folder.glob("*.safetensors.index*.json"))
     files = _plain_first(folder.glob("*.safetensors"))
     whole = [file for file in files if "-of-" not in file.name]
-    if whole and not (indices and _variant(whole[0]) and not _variant(indices[0])):
+    if whole and not (indices and (_variant(whole[0]) or not _variant(indices[0]))):
         if len([file for file in whole if _variant(file) == _variant(whole[0])]) > 1:
             names = ", ".join(file.name for file in whole)
             raise BundleError(f"{folder} holds {names} and no index says which to use; keep one")
@@ -98,6 +140,10 @@ def check_fit(folder: Path, stored: Mapping[str, Stored], wanted: Mapping[str, t
     Raises:
         BundleError: a tensor is missing, is one too many, or has another shape; the message names it.
     """
+    for name in sorted(stored.keys() - wanted.keys()):
+        for kind, remedy in _FOREIGN.items():
+            if re.search(kind, name):
+                raise BundleError(f"{folder} holds {name}, {remedy}")
     for name in sorted(wanted.keys() - stored.keys()):
         raise BundleError(f"{folder} lacks {name}, which its config asks for; {_AGAIN}")
     for name in sorted(stored.keys() - wanted.keys()):
@@ -138,7 +184,7 @@ def _entry(file: Path, name: str, entry: Mapping[str, Any], base: int, size: int
         raise ValueError(f"{name} has not the bytes that its shape needs")
     if start < 0 or base + end > size:
         raise ValueError(f"{name} lies past the end of the file")
-    return Stored(file, entry["dtype"], shape, base + start, count)
+    return Stored(file, entry["dtype"], shape, base + start, count, name)
 
 
 def _read_shards(index: Path) -> dict[str, Stored]:

@@ -43,7 +43,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         raise BadInput(f"{bundle.path} is {manifest.precision}; calibrate the fp32 bundle that export wrote")
     if manifest.defaults.guidance <= 1:
         raise BadInput(f"{bundle.path} has guidance off, so it has no unconditional half to calibrate")
-    prompts = data.first(plan.prompts)
+    data.first(plan.prompts)
     size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
     requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
     pipeline = Pipeline(bundle, plan.engine)
@@ -56,7 +56,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         task=manifest.task,
         seed=plan.seed,
         prompts=plan.prompts,
-        prompts_sha256=hash_prompts(prompts),
+        data_sha256=data.digest(manifest.task, plan.prompts),
         steps=plan.steps,
         **asdict(size),
         engine=plan.engine,

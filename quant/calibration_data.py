@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,8 +63,10 @@ class CalibrationData:
             try:
                 tokenizer.encode(prompt)
             except BadInput as error:
+                fits = [name for name in _built_in() if name != self.name and _reads_all(name, tokenizer)]
+                other = f"--data {' or '.join(fits)}" if fits else "--data FOLDER, with prompts.txt"
                 raise BadInput(
-                    f"calibration data {self.name}, prompt {number}: {error}, or calibrate on another set (--data NAME)"
+                    f"calibration data {self.name}, prompt {number}: {error}, or calibrate on a set that fits: {other}"
                 ) from error
 
     def images_for(self, count: int) -> list[Path]:
@@ -74,10 +77,21 @@ class CalibrationData:
         """
         if len(self.images) < count:
             raise BadInput(
-                f"calibration data {self.name} has {len(self.images)} images for {count} prompts; put PNG, JPEG or WebP "
-                "files into its images/ folder, one for each prompt in the order of their names"
+                f"calibration data {self.name} has {len(self.images)} images for {count} prompts; give --data FOLDER with "
+                "prompts.txt and images/, in it PNG, JPEG or WebP files, one for each prompt in the order of their names"
             )
         return list(self.images[:count])
+
+    def digest(self, task: str, count: int) -> str:
+        """sha256 of all that a calibration on the first ``count`` prompts reads: them and, for image-to-video, their images.
+
+        Raises:
+            BadInput: there are fewer.
+        """
+        images = self.images_for(count) if task == "i2v" else []
+        read = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in self.first(count)]
+        read += [hashlib.sha256(image.read_bytes()).hexdigest() for image in images]
+        return hashlib.sha256("\n".join(read).encode()).hexdigest()
 
     def usable(self, task: str) -> int:
         """How many prompts there are, for image-to-video with an image."""
@@ -103,6 +117,16 @@ class CalibrationData:
             Request(prompt, image, seed=seed + number, steps=steps, **sides)
             for number, (prompt, image) in enumerate(zip(self.first(prompts), images, strict=True))
         ]
+
+
+def _reads_all(name: str, tokenizer: Tokenizer) -> bool:
+    """Whether every prompt of a set that comes along is short enough."""
+    try:
+        for prompt in CalibrationData.load(name).prompts:
+            tokenizer.encode(prompt)
+    except BadInput:
+        return False
+    return True
 
 
 def _built_in() -> dict[str, Path]:

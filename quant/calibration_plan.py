@@ -50,7 +50,11 @@ class CalibrationPlan:
         """
         size = self.wanted_size(defaults, geometry)
         check_positions(transformer, *size.latent_shape(geometry)[2:])
-        held = ENGINE_MEMORY[check_engine(self.engine)].high.scores
+        if check_engine(self.engine) not in ENGINE_MEMORY:
+            raise BadInput(
+                f"{self.engine} runs no ONNX graphs, and calibration watches them; one of {', '.join(ENGINE_MEMORY)} does"
+            )
+        held = ENGINE_MEMORY[self.engine].high.scores
 
         def attention(clip: Size) -> float:
             tokens = text_tokens + clip.video_tokens(geometry)

@@ -25,9 +25,8 @@ from reelquant.quant.strengths import search_strengths
 from reelquant.quant.teacher import Trial, judge_engine
 from reelquant.runtime.atomic import check_free
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, lower, print_json, shown, size_option
 from reelquant.runtime.engine import REFERENCE_ENGINE, check_engine, installed_engine
-from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
 from reelquant.runtime.sizes import Size, parse_clip
@@ -106,8 +105,7 @@ def calibrate(
     as_json: bool,
 ) -> None:
     """Run BUNDLE (fp32) over prompts and timesteps, and write the ranges of its activations to the folder OUT."""
-    if out.exists() and not replace:
-        raise BadInput(f"{out} exists; choose another name, or --replace it")
+    check_free(out, replace)
     plan = CalibrationPlan(prompts, steps, seed, engine, calibration_size, calibration_frames)
     with Progress(shown(quiet)) as progress:
         ranges = run_calibration(Bundle.open(bundle), CalibrationData.load(data), plan, progress)
@@ -123,8 +121,20 @@ def calibrate(
 @BUNDLE
 @click.argument("ranges", type=click.Path(path_type=Path))
 @OUT
-@click.option("--recipe", default="int8", show_default=True, help=f"{', '.join(built_in_recipes())}, or a .toml file.")
-@click.option("--base", default="fp32", show_default=True, help="What is not quantized computes in: fp32, fp16, bf16.")
+@click.option(
+    "--recipe",
+    default="int8",
+    show_default=True,
+    callback=lower,
+    help=f"{', '.join(built_in_recipes())}, or a .toml file.",
+)
+@click.option(
+    "--base",
+    default="fp32",
+    show_default=True,
+    callback=lower,
+    help="What is not quantized computes in: fp32, fp16, bf16.",
+)
 @click.option("--budget", metavar="LIMIT", help="Leave high what it takes: rel_l2<=0.02, size<=900MB or seconds<=1.5.")
 @click.option("--search-strength", is_flag=True, help="Search the balancing strength of every layer first.")
 @click.option("--explain", "explained", is_flag=True, help="Print every linear: numerics, why, measured error.")
@@ -207,6 +217,8 @@ def quantize(
     if verdict:
         steps_run = f"{len(verdict['runs'])} steps on {verdict['engine']}"
         lost = f"relative L2 {verdict['rel_l2']:.4f} at worst over {steps_run}"
+    if verdict and verdict["dead"]:
+        click.echo(f"fed nothing but zeros, so dead: {', '.join(verdict['dead'])}", err=True)
     fates = f"{counts['quantized']} linears quantized, {counts['kept_high']} kept high, {counts['skipped']} skipped"
     click.echo(f"{out}: {fates}; {lost}")
 

@@ -85,6 +85,11 @@ class Verdict:
     faults: tuple[Fault, ...]
 
     @property
+    def dead(self) -> tuple[str, ...]:
+        """Quantized linears that were fed nothing but zeros: pruned, or behind something that is."""
+        return tuple(name for part in self.parts for name in part.dead)
+
+    @property
     def worst(self) -> Difference:
         """The most relative L2 and the least cosine of all runs; of one that is not finite where there is such."""
         found = [run.difference for run in self.runs]
@@ -103,6 +108,7 @@ class Verdict:
             "part_rel_l2": _most([part.difference.rel_l2 for part in self.parts]),
             "linear_rel_l2": _most(linears),
             "engine_rel_l2": 0.0 if self.engine == REFERENCE_ENGINE else _most(apart),
+            "dead": list(self.dead),
             "reach": _most([reach for part in self.parts for reach in part.reach.values()]),
             "limits": asdict(self.limits),
             "linears": {
@@ -193,7 +199,8 @@ def judge(
             advance()
     faults = tuple(fault for part in parts for fault in _of_part(part, limits, engine))
     verdict = Verdict(engine, tuple(runs), tuple(parts), limits, faults)
-    return replace(verdict, faults=(*verdict.faults, *_of_run(verdict.worst, limits, quantized)))
+    alive = any(part.reach.keys() - set(part.dead) for part in parts) or not verdict.dead
+    return replace(verdict, faults=(*verdict.faults, *_of_run(verdict.worst, limits, quantized and alive)))
 
 
 def _of_part(part: Part, limits: Limits, engine: str) -> list[Fault]:

@@ -25,7 +25,7 @@ class Part:
     and of each linear's output with its bias, in graph order. ``reach`` is how far a quantized linear's activation could go, as a multiple
     of the largest that it was: below 1, values were cut off; far above, the steps are coarse. ``engine`` is how far each
     linear's output on the engine is from the same graph's on the reference engine, fed the same: empty where that is the
-    engine.
+    engine. ``dead`` are quantized linears that were fed nothing but zeros, so that nothing can be lost in them.
     """
 
     number: int
@@ -33,6 +33,7 @@ class Part:
     linears: Mapping[str, Difference]
     reach: Mapping[str, float]
     engine: Mapping[str, Difference]
+    dead: tuple[str, ...]
 
     @property
     def where(self) -> str:
@@ -40,8 +41,8 @@ class Part:
 
 
 def lockstep(teacher: Path, other: Path, samples: Sequence[Mapping[str, Array]], engine: str) -> Iterator[Part]:
-    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``; and
-    ``engine``, which runs both, with the reference engine.
+    """Compare the graphs ``teacher`` and ``other``, ONNX files whose weights lie beside them, on ``samples``; and ``engine``,
+    which runs the second, with the reference engine, which runs both.
 
     Raises:
         BundleError: the second is not made from the first: it has other blocks, or hands on other values.
@@ -77,7 +78,7 @@ def _part(
                 model.graph.outputs.append(known[name])
         path = folder / side / f"{number}.onnx"
         ir.save(model, path)
-        plans[side] = open_plan(engine, path, lean=True)
+        plans[side] = open_plan(REFERENCE_ENGINE if side == "teacher" else engine, path, lean=True)
     reference = None
     if engine != REFERENCE_ENGINE:
         reference = open_plan(REFERENCE_ENGINE, folder / "other" / f"{number}.onnx", lean=True)
@@ -100,8 +101,9 @@ def _part(
         sample.update({name: found[name] for name in found.keys() - wanted.keys()})
         sample.update({name: wanted[name] for name in handed_on})
     outer = max((worst[name] for name in handed_on if name in worst), key=_badness)
-    reach = {name: top / max(largest[read], 1e-30) for name, (read, top) in scales.items()}
-    return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach, apart)
+    reach = {name: top / largest[read] for name, (read, top) in scales.items() if largest[read] > 0}
+    dead = tuple(name for name, (read, _) in scales.items() if largest[read] == 0)
+    return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach, apart, dead)
 
 
 def _scale(linear: Linear) -> tuple[str, float] | None:

@@ -19,7 +19,7 @@ from reelquant.quant.recipe import Recipe
 from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Step, Trial
 from reelquant.runtime.atomic import partial_folder
-from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.bundle import ENGINES, Bundle, list_files, write_manifest
 from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.manifest import BASES, Component
 from reelquant.runtime.progress import SILENT, Progress
@@ -69,7 +69,7 @@ def quantize_bundle(
     quantization = None
     components = dict(manifest.components)
     with partial_folder(out, replace_out) as folder:
-        bundle.copy_files(folder, lambda name: name.split("/")[0] not in changed)
+        bundle.copy_files(folder, lambda name: name.split("/")[0] not in {*changed, ENGINES})
         for name in sorted(changed):
             before = manifest.components[name]
             models = {graph: load_mapped(bundle.graph(name, graph)) for graph in before.graphs}

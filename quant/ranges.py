@@ -25,17 +25,19 @@ from reelquant.runtime.errors import BundleError
 # A tensor's name and one of these: the outputs of an observed graph, and the keys of ranges.safetensors.
 LOW, HIGH, HISTOGRAM, CHANNEL = "::low", "::high", "::histogram", "::channel_"
 _SAMPLE = "sample::"
-_VERSION = 3  # 2: attentions too; 3: histograms and channels
+_VERSION = 4  # 2: attentions too; 3: histograms and channels; 4: a digest of images too
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where ranges come from: enough to make them again, and to see that they belong to a bundle."""
+    """Where ranges come from: enough to make them again, and to see that they belong to a bundle. ``data_sha256`` is of the
+    prompts and, for image-to-video, of the images.
+    """
 
     task: str
     seed: int
     prompts: int
-    prompts_sha256: str
+    data_sha256: str
     steps: int
     frames: int
     height: int

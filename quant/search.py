@@ -9,8 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
@@ -24,6 +22,7 @@ from reelquant.quant.sensitivity import Probe, opened_probe
 from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Step
 from reelquant.quant.timing import in_turns, step_feeds
+from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engine import REFERENCE_ENGINE, open_plan
 from reelquant.runtime.errors import BadInput
@@ -160,9 +159,9 @@ def _bytes(bundle: Bundle, ranges: Ranges, recipe: Recipe, base: str) -> float:
 def _seconds(bundle: Bundle, ranges: Ranges, recipe: Recipe, engine: str) -> float:
     """The median of one guided step at the bundle's size."""
     model = _unrounded(bundle, ranges, recipe)
-    with TemporaryDirectory(dir=bundle.path.parent) as folder:
-        save_graphs(Path(folder), {"main": model})
-        plan = open_plan(engine, Path(folder) / "main.onnx")
+    with scratch_folder(bundle.path, "search") as folder:
+        save_graphs(folder, {"main": model})
+        plan = open_plan(engine, folder / "main.onnx")
         return statistics.median(in_turns({"": (plan, step_feeds(bundle))}, _TIMED)[""])
 
 

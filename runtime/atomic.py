@@ -6,9 +6,8 @@ import errno
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.hidden import OLD, hidden
+from reelquant.runtime.replaceable import check_replaceable
 
 
 @contextmanager
@@ -27,35 +28,45 @@ def partial_file(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: the folder cannot be written, or the disk is full.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        # The suffix is what FFmpeg chooses a format by; in the rest of a name it might read a protocol.
+        with hidden(path.parent, "partial", path.suffix) as temporary:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+            _sync(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
-    finally:
-        with suppress(OSError):  # such as a parent that is a file: the first error is the one to report
-            temporary.unlink(missing_ok=True)
 
 
 def check_free(path: Path, replace: bool = False) -> None:
     """See that a folder can be made at ``path``, before the work whose result it is.
 
     Raises:
-        BadInput: it is a file, or a folder that is not empty and not to be replaced.
+        BadInput: it is a file, a link, a place where a disk is mounted or the folder that the user is in; or a folder that
+            is not empty and not to be replaced, or that holds more than a bundle.
     """
-    if path.exists() and not path.is_dir():
+    if path.is_symlink():
+        raise BadInput(f"{path} is a link, and a new folder would take its place; name the folder that it points to")
+    if not path.exists():
+        return
+    if not path.is_dir():
         raise BadInput(f"{path} is a file where a folder is to be made; choose another name")
-    if path.exists() and not replace and any(path.iterdir()):
-        raise BadInput(f"{path} exists and is not empty; choose another name or remove it first")
+    if os.path.ismount(path):  # which cannot be renamed, as with a container's volume
+        raise BadInput(
+            f"{path} is where a disk is mounted, and no folder can take its place; name one in it, {path / 'bundle'}"
+        )
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise BadInput(f"{path} is where this command runs, and a new folder would take its place; name one in it")
+    if any(path.iterdir()):
+        if not replace:
+            raise BadInput(f"{path} exists and is not empty; choose another name, or --replace it")
+        check_replaceable(path)
 
 
 @contextmanager
 def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary sibling folder of ``path``; on success every file is synced and it takes the name.
+    """Yield a temporary folder beside ``path``; on success every file is synced and it takes the name.
 
     With ``replace``, an existing ``path`` is swapped out only after the new folder is complete.
 
@@ -63,65 +74,56 @@ def partial_folder(path: Path, replace: bool = False) -> Iterator[Path]:
         BadInput: ``path`` exists and is not to be replaced, cannot be written, or the disk is full.
     """
     check_free(path, replace)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process that had our process id
-        temporary.mkdir()
-        yield temporary
-        for entry in sorted(temporary.rglob("*")):
-            _sync(entry)
-        _sync(temporary)
-        if path.exists():
-            os.replace(path, old)
-        os.replace(temporary, path)
-        _sync(path.parent)
+        with hidden(path.parent, "partial") as place:
+            folder, old = place / "new", place / OLD
+            folder.mkdir()
+            yield folder
+            for entry in [*sorted(folder.rglob("*")), folder]:
+                _sync(entry)
+            if path.exists():
+                old.mkdir()
+                os.replace(path, old / path.name)
+            os.replace(folder, path)
+            _sync(path.parent)
     except OSError as error:
         raise _explained(error, path) from error
-    finally:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        try:
-            _remove(old)
-        finally:
-            _remove(temporary)
 
 
 @contextmanager
 def scratch_folder(beside: Path, prefix: str) -> Iterator[Path]:
     """Yield a new hidden folder beside ``beside``, so on the same disk, and remove it in the end, on Ctrl-C too.
 
+    ``prefix`` says what for, in small letters.
+
     Raises:
         BadInput: that folder cannot be written, or the disk is full.
     """
-    parent = beside.absolute().parent
-    folder = None
+    place = beside.absolute().parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{prefix}-", dir=parent))
-        yield folder
+        with hidden(place, prefix) as folder:
+            place = folder
+            yield folder
     except OSError as error:
-        raise _explained(error, folder or parent) from error
-    finally:
-        if folder is not None:
-            _remove(folder)
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:  # a Ctrl-C in between: first be done with this
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+        raise _explained(error, place) from error
 
 
 def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    """Make a file's content or a folder's names last, where the file system knows how.
+
+    CIFS and FUSE refuse for folders, some of FUSE for files; Windows opens no folder, and syncs only what may be written.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        unable = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+        unlisted = (errno.EACCES, errno.EPERM)  # a folder that may be written and not read
+        if error.errno not in unable and not (error.errno in unlisted and path.is_dir()):
+            raise
 
 
 def _explained(error: OSError, path: Path) -> Exception:

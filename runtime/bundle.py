@@ -15,7 +15,6 @@ from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import FileEntry, Manifest
 
 TOKENIZER = "tokenizer.json"
-SIGNATURE = "manifest.sig"
 ENGINES = "engines"
 
 
@@ -99,7 +98,7 @@ class Bundle:
         Raises:
             BundleError: a file is missing, truncated, changed, a link, or not listed.
         """
-        listed = {*self.manifest.files, manifests.FILE, SIGNATURE}
+        listed = {*self.manifest.files, manifests.FILE, manifests.SIGNATURE}
         for folder, folders, files in os.walk(self.path):
             for name in [*files, *(f for f in folders if (Path(folder) / f).is_symlink())]:
                 found = (Path(folder) / name).relative_to(self.path).as_posix()
@@ -128,7 +127,7 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
     return {
         file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, hash_file(file))
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and file.name not in (manifests.FILE, SIGNATURE)
+        if file.is_file() and file.name not in (manifests.FILE, manifests.SIGNATURE)
     }
 
 
@@ -139,4 +138,4 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     with partial_file(folder / manifests.FILE) as temporary:
         temporary.write_text(manifest.to_json(), encoding="utf-8")
-        (folder / SIGNATURE).unlink(missing_ok=True)
+        (folder / manifests.SIGNATURE).unlink(missing_ok=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import signal
+import io
 import sys
 from importlib import import_module
-from types import FrameType
 from typing import NoReturn
 
 import click
 
 from reelquant.runtime.errors import MissingExtra, ReelquantError
+from reelquant.runtime.interrupt import SAID, Interruptible
 
 # Command → where it lives, the extra it needs, and its line in --help (kept here so that --help imports nothing).
 COMMANDS = {
@@ -56,7 +56,9 @@ class LazyGroup(click.Group):
         try:
             command: click.Command = getattr(import_module(module), name)
         except ModuleNotFoundError as error:
-            if error.name and error.name.split(".")[0] == "reelquant":
+            # Of a standard module, or of one that every installation has, the system or the installation is broken.
+            package = (error.name or "reelquant").split(".")[0]
+            if not extra or package == "reelquant" or package in sys.stdlib_module_names:
                 raise
             raise MissingExtra(f"reelquant {cmd_name} needs {error.name}, which", extra) from error
         return command
@@ -74,9 +76,11 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line. Exit codes: 0 done, 1 findings (lint, gate, a black or frozen clip), 2 bad input (one message, no traceback), 130 interrupted."""
-    signal.signal(signal.SIGTERM, _terminated)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name or word that stdout's encoding lacks ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False, obj=HOOKS)
+        with Interruptible():
+            code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False, obj=HOOKS)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
@@ -92,11 +96,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         click.echo(f"Error: not enough memory ({error}); choose a smaller size or fewer frames", err=True)
         sys.exit(2)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; nothing was left half-written.", err=True)
+        click.echo(SAID, err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave through the ``finally`` blocks that remove partial files."""
-    sys.exit(128 + number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ class EmbeddingCache:
     embedding is ever taken for this one's.
     """
 
-    folder: Path
+    folder: str | os.PathLike[str]
     encoder: str
 
     def find(self, ids: NDArray[np.int64]) -> Floats | None:
@@ -55,4 +56,4 @@ class EmbeddingCache:
 
     def path(self, ids: NDArray[np.int64]) -> Path:
         key = hashlib.sha256(self.encoder.encode() + ids.astype("<i8").tobytes()).hexdigest()
-        return self.folder / f"{key}.npy"
+        return Path(self.folder, f"{key}.npy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -90,6 +91,22 @@ def engine_version(name: str) -> str:
         MissingExtra: its package is not installed.
     """
     return FLAVORS[name].version() if is_compiled(check_engine(name)) else str(engine_module(name).version())
+
+
+def thread_count(threads: int | None) -> int | None:
+    """``threads``, or what the environment variable REELQUANT_THREADS says; None leaves it to the engine.
+
+    Raises:
+        BadInput: that is no number of threads.
+    """
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise BadInput(f"threads is {threads!r}; give a number of CPU threads, or None for the engine's choice")
+    text = os.environ.get("REELQUANT_THREADS", "")
+    if threads is not None or not text:
+        return threads
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(f"REELQUANT_THREADS is {text!r}; give a number of CPU threads, or unset it")
+    return int(text)
 
 
 def installed_engine() -> str:

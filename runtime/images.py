@@ -1,11 +1,13 @@
-"""A picture file → the pixels and the tensor that CogVideoX is conditioned on, and its tensors → pixels again."""
+"""A picture → the pixels and the tensor that CogVideoX is conditioned on, and its tensors → pixels again."""
 
 from __future__ import annotations
 
 import io
+import os
 import stat
 import warnings
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from reelquant.runtime.errors import AccuracyError, BadInput
 
+# A file's path, a Pillow image, or uint8 RGB [height, width, 3].
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP")
 PNG_END = b"IEND\xaeB`\x82"
 MAX_FILE_BYTES = 64 * 2**20
@@ -20,15 +24,46 @@ MAX_FILE_BYTES = 64 * 2**20
 MAX_PIXELS = 40_000_000
 
 
-def load_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
-    """Read a PNG, JPEG or WebP file as uint8 RGB [height, width, 3], resized as diffusers' VideoProcessor does.
+def load_image(picture: Picture, height: int, width: int, what: str = "the image") -> NDArray[np.uint8]:
+    """A PNG, JPEG or WebP file, a Pillow image or an array as uint8 RGB [height, width, 3], resized as diffusers'
+    VideoProcessor does.
 
     EXIF orientation is applied, transparency becomes white, an animation gives its first frame. The aspect ratio is
-    not kept: Lanczos straight to ``height`` x ``width``.
+    not kept: Lanczos straight to ``height`` x ``width``. ``what`` names a picture without a name in messages.
 
     Raises:
-        BadInput: there is no such file, or it is not a whole image of at most 40 megapixels and 64 MiB.
+        BadInput: there is no such file, it is not a whole image of at most 40 megapixels and 64 MiB, the array is
+            not uint8 [height, width, 3], or the Pillow image's values have no fixed range.
     """
+    if isinstance(picture, str | os.PathLike):
+        image = _read(Path(picture))
+    elif isinstance(picture, Image.Image):
+        image = _converted(picture, what)
+    else:
+        image = Image.fromarray(checked_pixels(picture, what, 3))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS))
+
+
+def checked_pixels(array: Any, what: str, sides: int) -> NDArray[np.uint8]:
+    """Return ``array`` when it is uint8 RGB with so many ``sides``, [height, width, 3] or [frames, height, width, 3].
+
+    Raises:
+        BadInput: it is not; the message says how to make it so.
+    """
+    wanted, other = "uint8 [height, width, 3]", "a Pillow image"
+    if sides == 4:
+        wanted, other = "uint8 [frames, height, width, 3]", "a list of pictures"
+    if not isinstance(array, np.ndarray):
+        raise BadInput(f"{what} is a {type(array).__name__}; give a path, {other}, or an array {wanted}")
+    if array.dtype != np.uint8:
+        remedy = "from values in 0…1: (255 * x).round().astype('uint8')"
+        raise BadInput(f"{what} is an array of {array.dtype}; give {wanted}, {remedy}")
+    if array.ndim != sides or array.shape[-1] != 3 or not array.size:
+        raise BadInput(f"{what} is an array of shape {list(array.shape)}; give {wanted}")
+    return array
+
+
+def _read(path: Path) -> Image.Image:
     readable_file(path, "image", MAX_FILE_BYTES)
     too_many = f"image {path} has more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
     try:
@@ -42,7 +77,7 @@ def load_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
                 if image.format == "PNG" and PNG_END not in data:
                     raise ValueError("it has no end")  # which Pillow does not miss once the last row is there
                 image.load()
-                pixels = _rgb(ImageOps.exif_transpose(image))
+                return _rgb(ImageOps.exif_transpose(image))
     except BadInput:
         raise
     except Image.DecompressionBombError as error:
@@ -51,15 +86,21 @@ def load_image(path: Path, height: int, width: int) -> NDArray[np.uint8]:
         raise BadInput(f"{path} is not a PNG, JPEG or WebP image; convert it to one of these") from error
     except Exception as error:  # Pillow's decoders raise a dozen classes on damaged files
         raise BadInput(f"image {path} is damaged or cut short ({error}); export or download it again") from error
-    return np.asarray(pixels.resize((width, height), Image.Resampling.LANCZOS))
 
 
-def resized(frames: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """Frames uint8 [f, h, w, 3], each resized to ``height`` x ``width`` as :func:`load_image` does."""
-    if frames.shape[1:3] == (height, width):
-        return frames
-    size = (width, height)
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS)) for frame in frames])
+def _converted(picture: Image.Image, what: str) -> Image.Image:
+    if picture.mode in ("F", "I"):
+        # Pillow would clip them at 255, and make black of 0…1.
+        raise BadInput(
+            f"{what} is a Pillow image of mode {picture.mode}, whose values may mean anything; "
+            "make them 0…255 and give an image of mode L or RGB"
+        )
+    if not picture.width or not picture.height:
+        raise BadInput(f"{what} is a Pillow image of {picture.height}x{picture.width}; give one that shows something")
+    try:
+        return _rgb(ImageOps.exif_transpose(picture))
+    except Exception as error:  # Pillow reads a file when its pixels are first asked for
+        raise BadInput(f"{what} cannot be read ({error}); open it again, or give its path") from error
 
 
 def to_model(frames: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -100,8 +141,9 @@ def readable_file(path: Path, what: str, most: int) -> Path:
             path.open("rb").close()
     except FileNotFoundError as error:
         raise BadInput(f"{what} {path} does not exist; check the name") from error
-    except OSError as error:
-        raise BadInput(f"{what} {path} cannot be read: {error.strerror}; check the name and its permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        why = getattr(error, "strerror", None) or error
+        raise BadInput(f"{what} {path} cannot be read: {why}; check the name and its permissions") from error
     if stat.S_ISDIR(found.st_mode):
         raise BadInput(f"{what} {path} is a folder; name a file in it")
     if not stat.S_ISREG(found.st_mode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ class SavedLatents:
     vae: str
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write ``path`` whole or not at all.
 
         Raises:
@@ -38,16 +39,17 @@ class SavedLatents:
         buffer = io.BytesIO()
         about = json.dumps({"vae": self.vae, "provenance": self.provenance}, sort_keys=True)
         np.savez(buffer, latents=self.values, about=np.array(about))
-        with partial_file(path) as temporary:
+        with partial_file(Path(path)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
 
     @classmethod
-    def load(cls, path: Path) -> SavedLatents:
+    def load(cls, path: str | os.PathLike[str]) -> SavedLatents:
         """Read what :meth:`save` wrote; nothing is unpickled.
 
         Raises:
             BadInput: there is no such file, it is damaged, or its values are not finite.
         """
+        path = Path(path)
         readable_file(path, "latents", MAX_BYTES)
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:

@@ -17,6 +17,7 @@ T = TypeVar("T")
 
 FORMAT = 1
 FILE = "manifest.json"
+SIGNATURE = "manifest.sig"
 TASKS = ("t2v", "i2v")
 BASES = ("fp32", "fp16", "bf16")
 # Plain nested names only: a manifest never reaches outside its folder, nor into hidden files.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import TOKENIZER, Bundle
+from reelquant.runtime.choose_engine import choose_engine
 from reelquant.runtime.denoise import Condition, denoise
 from reelquant.runtime.embeddings import EmbeddingCache
-from reelquant.runtime.engine import DEFAULT_ENGINE, Plan, check_engine
+from reelquant.runtime.engine import Plan, check_engine, engine_version, thread_count
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.graphs import check_base, open_graphs
-from reelquant.runtime.images import from_model, load_image, resized, to_model
-from reelquant.runtime.latents import SavedLatents
+from reelquant.runtime.images import from_model, to_model
+from reelquant.runtime.latents import SUFFIX, SavedLatents
 from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.progress import SILENT, Progress, Stopwatch
+from reelquant.runtime.remake import pixels_digest
 from reelquant.runtime.request import Request, Settings, settle
-from reelquant.runtime.schedulers import scheduler_from_config, with_class
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.trust import OWN, Trust
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
-from reelquant.runtime.video import Clip, read_clip
+from reelquant.runtime.video import Clip, check_output
 
 Floats = NDArray[np.float32]
 
@@ -40,36 +43,42 @@ class Pipeline:
     def __init__(
         self,
         bundle: Bundle,
-        engine: str = DEFAULT_ENGINE,
+        engine: str | None = None,
         threads: int | None = None,
-        embeddings: Path | None = None,
+        embeddings: str | os.PathLike[str] | None = None,
         tiled: bool = False,
         keep: bool = True,
         trust: Trust = OWN,
     ) -> None:
-        self.bundle, self.engine, self.timer = bundle, check_engine(engine), Stopwatch()
-        self._threads, self._tiled, self._keep, self._trust = threads, tiled, keep, trust
-        check_base(bundle, engine)
+        self.engine, self.engine_note = (check_engine(engine), "") if engine else choose_engine(bundle)
+        self.bundle, self.timer = bundle, Stopwatch()
+        self._threads, self._tiled, self._keep, self._trust = thread_count(threads), tiled, keep, trust
+        check_base(bundle, self.engine)
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
         bundle.check_hashes(lambda name: name == TOKENIZER)
         self._cache = None
         if embeddings is not None:
-            self._cache = EmbeddingCache(embeddings, f"{bundle.component_digest('text_encoder')} {engine}")
+            self._cache = EmbeddingCache(Path(embeddings), f"{bundle.component_digest('text_encoder')} {self.engine}")
         self.tokenizer = Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens)
 
     def settings(self, request: Request) -> Settings:
         """Fill in and check a request's choices, before any work is done.
 
         Raises:
-            BadInput: a choice is not possible; the message says what is.
+            BadInput: a choice is not possible, or the model cannot read a prompt; the message says what is.
         """
+        self.tokenizer.check(request.prompt)
+        self.tokenizer.check(request.negative_prompt, allow_empty=True, name="the negative prompt")
         return settle(request, self.bundle)
 
-    def generate(self, request: Request | str, progress: Progress = SILENT, keep: Path | None = None) -> Clip:
+    def generate(
+        self, request: Request | str, progress: Progress = SILENT, keep: str | os.PathLike[str] | None = None
+    ) -> Clip:
         """Make one clip. The same bundle, engine, seed and settings give the same bytes on the same machine.
 
-        ``keep`` names a file for the latents, written before they are decoded; :meth:`decode_saved` takes it from there.
+        ``keep`` names a file for the latents, .npz, written before they are decoded; :meth:`decode_saved` takes it from
+        there.
 
         Raises:
             BadInput: the request cannot be met.
@@ -78,28 +87,56 @@ class Pipeline:
         """
         if isinstance(request, str):
             request = Request(request)
+        if not isinstance(request, Request):
+            raise BadInput(f"a {type(request).__name__} is no request; give a Request, or a prompt")
+        if keep is not None:
+            check_output(keep, (SUFFIX,))
         settings = self.settings(request)
         if "vae_decoder" not in self._loaded:  # it is loaded last, and after hours is late to find it damaged
             with self.timer("load"):
                 self.bundle.check_hashes(lambda name: name.startswith("vae_decoder/"))
         latents = self.sample(request, settings, progress)
-        manifest = self.bundle.manifest
-        provenance = {
-            "generator": "reelquant",
-            "model": manifest.source.get("checkpoint"),
-            "bundle": self.bundle.digest,
-            "task": manifest.task,
-            "precision": manifest.precision,
-            "engine": self.engine,
-            "prompt": request.prompt,
-            "seed": settings.seed,
-            "steps": settings.steps,
-            "guidance": settings.guidance,
-        }
+        provenance = self._provenance(request, settings)
         saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
         if keep is not None:
             saved.save(keep)
         return self.decode_saved(saved, progress)
+
+    def _provenance(self, request: Request, settings: Settings) -> dict[str, Any]:
+        """All that makes the clip again (:mod:`reelquant.runtime.remake`), as JSON."""
+        manifest = self.bundle.manifest
+        made: dict[str, Any] = {
+            "generator": "reelquant",
+            "version": metadata.version("reelquant"),
+            "model": manifest.source.get("checkpoint"),
+            "bundle": self.bundle.digest,
+            "task": manifest.task,
+            "precision": manifest.precision,
+            **self._machinery(),
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "seed": settings.seed,
+            "steps": settings.steps,
+            "guidance": settings.guidance,
+            "frames": settings.size.frames,
+            "height": settings.size.height,
+            "width": settings.size.width,
+            "scheduler": request.scheduler,
+        }
+        for name, given, pixels in (("image", request.image, settings.image), ("video", request.video, settings.video)):
+            if pixels is not None:
+                path = os.path.abspath(given) if isinstance(given, str | os.PathLike) else None
+                made[name] = {"path": path, "sha256": pixels_digest(pixels)}
+        if settings.strength is not None:
+            made["strength"] = settings.strength
+        handed = ("latents", "image_noise", "step_noise")
+        made["given"] = [name for name in handed if getattr(request, name) is not None]
+        return made
+
+    def _machinery(self) -> dict[str, Any]:
+        """What besides bundle and request decides the frames' last bits, as the provenance says it."""
+        version = engine_version(self.engine)
+        return {"engine": self.engine, "engine_version": version, "threads": self._threads, "tiled": self._tiled}
 
     def decode_saved(self, saved: SavedLatents, progress: Progress = SILENT) -> Clip:
         """The clip of latents that this bundle, or one with the same VAE, sampled.
@@ -115,26 +152,28 @@ class Pipeline:
             )
         if channels != manifest.geometry.latent_channels or frames < 3 or frames % 2 == 0:
             raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
-        return Clip(self.decode(saved.values, progress), manifest.defaults.fps, saved.provenance)
+        made, here = saved.provenance, self._machinery()
+        if not here.items() <= made.items():
+            made = {**made, "decoded": here}
+        return Clip(self.decode(saved.values, progress), manifest.defaults.fps, made)
 
     def sample(self, request: Request, settings: Settings, progress: Progress = SILENT) -> Floats:
         """Run text encoder, image encoder and all denoising steps; return scaled latents [latent_frames, channels, h, w]."""
         manifest = self.bundle.manifest
-        config = manifest.scheduler if request.scheduler is None else with_class(manifest.scheduler, request.scheduler)
-        scheduler = scheduler_from_config(config)
+        scheduler = settings.scheduler
         rng = np.random.default_rng(settings.seed)
-        shape = settings.size.latent_shape(manifest.geometry)
+        shape = settings.size.sampled_shape(manifest.geometry)
         # CogVideoX 1.5 takes frames in pairs: what is missing goes before the clip and is cut off again.
-        extra = -shape[0] % manifest.geometry.patch_t
-        shape = (shape[0] + extra, *shape[1:])
-        drawn = rng.standard_normal(shape, dtype=np.float32)
-        latents = drawn if request.latents is None else _same_shape(request.latents, shape)
+        extra = shape[0] - settings.size.latent_frames(manifest.geometry)
+        latents = _drawn(rng, shape, request.latents)
         image_latents = None
         # Everything that can be refused is refused before the transformer is loaded.
         text = self.encode_prompt(request.prompt, request.negative_prompt, settings.guidance > 1, progress)
-        if request.image is not None:
-            image_latents = self._encode_image(request, settings.size, shape, rng, progress)
-        start = None if request.video is None else self._encode_video(request, settings.size, rng, progress)
+        if settings.image is not None:
+            image_latents = self._encode_image(settings.image, request.image_noise, shape, rng, progress)
+        start = None
+        if settings.video is not None:
+            start = self._encode_video(settings.video, request.image_noise, settings.size, rng, progress)
         self._done_with("text_encoder", "vae_encoder")
         fixed = self._fixed_inputs(shape)
         condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents, fixed)
@@ -203,15 +242,14 @@ class Pipeline:
         return fixed
 
     def _encode_image(
-        self, request: Request, size: Size, shape: tuple[int, ...], rng: np.random.Generator, progress: Progress
+        self,
+        image: NDArray[np.uint8],
+        given: Floats | None,
+        shape: tuple[int, ...],
+        rng: np.random.Generator,
+        progress: Progress,
     ) -> Floats:
-        image = request.image
-        if isinstance(image, Path):
-            image = load_image(image, size.height, size.width)
-        if image is None or image.shape != (size.height, size.width, 3):
-            raise BadInput(f"the image array is not uint8 [{size.height}, {size.width}, 3]")
-        drawn = rng.standard_normal((1, *shape[1:]), dtype=np.float32)
-        noise = drawn if request.image_noise is None else _same_shape(request.image_noise, (1, *shape[1:]))
+        noise = _drawn(rng, (1, *shape[1:]), given)
         encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
             latents = np.zeros(shape, np.float32)
@@ -219,20 +257,18 @@ class Pipeline:
             advance()
         return latents
 
-    def _encode_video(self, request: Request, size: Size, rng: np.random.Generator, progress: Progress) -> Floats:
-        frames = read_clip(request.video).frames if isinstance(request.video, Path) else request.video
-        if frames is None or frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3:
-            raise BadInput("the video array is not uint8 [frames, height, width, 3]")
-        if len(frames) < size.frames:
-            raise BadInput(
-                f"the video has {len(frames)} frames and {size.frames} are wanted; ask for fewer with --frames"
-            )
-        shape = size.latent_shape(self.bundle.manifest.geometry)
-        drawn = rng.standard_normal(shape, dtype=np.float32)
-        noise = drawn if request.image_noise is None else _same_shape(request.image_noise, shape)
+    def _encode_video(
+        self,
+        video: NDArray[np.uint8],
+        given: Floats | None,
+        size: Size,
+        rng: np.random.Generator,
+        progress: Progress,
+    ) -> Floats:
+        noise = _drawn(rng, size.latent_shape(self.bundle.manifest.geometry), given)
         encoder = self._vae_encoder()
         with self.timer("encode"), progress.stage("encode", 1) as advance:
-            latents: Floats = encoder.encode(to_model(resized(frames[: size.frames], size.height, size.width)), noise)
+            latents: Floats = encoder.encode(to_model(video), noise)
             advance()
         return latents
 
@@ -264,15 +300,15 @@ class Pipeline:
 
 
 def load_pipeline(
-    bundle: str | Path,
-    engine: str = DEFAULT_ENGINE,
+    bundle: str | os.PathLike[str],
+    engine: str | None = None,
     threads: int | None = None,
-    embeddings: Path | None = None,
+    embeddings: str | os.PathLike[str] | None = None,
     tiled: bool = False,
     keep: bool = True,
     trust: Trust = OWN,
 ) -> Pipeline:
-    """Open a bundle folder on an engine.
+    """Open a bundle folder on an engine, by default the one it was built for where that runs here (``engine_note`` says if not).
 
     Prompts' embeddings are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles:
     less memory, a little more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up
@@ -289,10 +325,10 @@ def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[tuple[int, ...]], F
     if arrays is None:
         return None
     left = iter(arrays)
-    return lambda shape: _same_shape(next(left), shape)
+    return lambda shape: np.ascontiguousarray(next(left), np.float32)
 
 
-def _same_shape(array: Floats, shape: tuple[int, ...]) -> Floats:
-    if array.shape != shape:
-        raise ValueError(f"array of shape {array.shape} where {shape} is needed")
-    return np.ascontiguousarray(array, np.float32)
+def _drawn(rng: np.random.Generator, shape: tuple[int, ...], given: Floats | None) -> Floats:
+    """``given`` or else standard normal noise; drawn in either case, so that what is drawn next is the same."""
+    drawn = rng.standard_normal(shape, dtype=np.float32)
+    return drawn if given is None else np.ascontiguousarray(given, np.float32)

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TypeVar
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.images import Picture, load_image
 from reelquant.runtime.positions import check_positions
-from reelquant.runtime.sizes import Size, checked
+from reelquant.runtime.schedulers import Scheduler, scheduler_from_config, with_class
+from reelquant.runtime.sizes import Geometry, Size, checked
+from reelquant.runtime.video import Video, load_video
 
 Floats = NDArray[np.float32]
 N = TypeVar("N", int, float)
 MAX_STEPS = 1000
+STRENGTH = 0.8  # of a video, where the request does not say
 
 
 @dataclass(frozen=True)
 class Request:
     """One clip to make; whatever is None comes from the bundle's defaults.
 
-    ``video`` is a clip to start from, a file or uint8 [frames, h, w, 3]; its first frames are used, resized. Of the
-    steps, the share ``strength`` is done: near 0 gives the clip back, 1 keeps nothing of it.
+    ``image`` is the first frame: a file's path, a Pillow image or uint8 RGB [h, w, 3] of any size. ``video`` is a clip to
+    start from: a file's path, uint8 [frames, h, w, 3] or a list of pictures; its first frames are used. Both are resized.
+    Of the steps, the share ``strength`` is done (0.8 without it): near 0 gives the video back, 1 keeps nothing of it.
 
     ``latents`` [latent_frames, channels, h, w], ``image_noise`` [1, channels, h, w] (for a video: [latent_frames, …]) and ``step_noise`` (one array like
     the latents for each step of a scheduler that adds noise) replace what the seed would draw, for those who compare
@@ -33,7 +38,7 @@ class Request:
     """
 
     prompt: str
-    image: Path | NDArray[np.uint8] | None = None
+    image: Picture | None = None
     negative_prompt: str = ""
     seed: int | None = None
     steps: int | None = None
@@ -45,19 +50,27 @@ class Request:
     latents: Floats | None = field(default=None, repr=False)
     image_noise: Floats | None = field(default=None, repr=False)
     step_noise: tuple[Floats, ...] | None = field(default=None, repr=False)
-    video: Path | NDArray[np.uint8] | None = None
-    strength: float = 0.8
+    video: Video | None = None
+    strength: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
-    """A request with every choice made and checked; the first ``skip`` of ``steps`` are left out."""
+    """A request with every choice made and checked; the first ``skip`` of ``steps`` are left out, which of a video's is
+    1 - ``strength``.
+
+    ``image`` uint8 [h, w, 3] and ``video`` uint8 [frames, h, w, 3] have the clip's size.
+    """
 
     size: Size
     steps: int
     guidance: float
     seed: int
+    scheduler: Scheduler
     skip: int = 0
+    strength: float | None = None
+    image: NDArray[np.uint8] | None = None
+    video: NDArray[np.uint8] | None = None
 
 
 def settle(request: Request, bundle: Bundle) -> Settings:
@@ -68,13 +81,15 @@ def settle(request: Request, bundle: Bundle) -> Settings:
     """
     manifest = bundle.manifest
     defaults = manifest.defaults
+    _check_types(request)
+    # Of Python's own types, since numpy's cannot be written into the provenance.
     size = Size(
-        frames=_chosen(request.frames, defaults.frames),
-        height=_chosen(request.height, defaults.height),
-        width=_chosen(request.width, defaults.width),
+        frames=int(_chosen(request.frames, defaults.frames)),
+        height=int(_chosen(request.height, defaults.height)),
+        width=int(_chosen(request.width, defaults.width)),
     )
-    steps = _chosen(request.steps, defaults.steps)
-    guidance = _chosen(request.guidance, defaults.guidance)
+    steps = int(_chosen(request.steps, defaults.steps))
+    guidance = float(_chosen(request.guidance, defaults.guidance))
     if not 1 <= steps <= MAX_STEPS:
         raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
     if not (0 <= guidance <= 100):
@@ -85,19 +100,75 @@ def settle(request: Request, bundle: Bundle) -> Settings:
         raise BadInput(f"{bundle.path} makes clips from an image; give one with --image FILE")
     if manifest.task == "t2v" and request.image is not None:
         raise BadInput(f"{bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
-    skip = 0
+    skip, strength = 0, None
+    if request.video is None and request.strength is not None:
+        raise BadInput("strength says how much of a video is made anew, and there is none; give one with --video FILE")
     if request.video is not None:
-        if not 0 <= request.strength <= 1 or int(steps * request.strength) < 1:
+        strength = float(_chosen(request.strength, STRENGTH))
+        if not 0 <= strength <= 1 or int(steps * strength) < 1:
             raise BadInput(
-                f"strength {request.strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8"
+                f"strength {strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8"
             )
-        skip = steps - int(steps * request.strength)
-    seed = secrets.randbits(32) if request.seed is None else request.seed
+        skip = steps - int(steps * strength)
+    seed = secrets.randbits(32) if request.seed is None else int(request.seed)
     if not 0 <= seed < 2**64:
         raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
     size = checked(size, manifest.geometry)
     check_positions(manifest.transformer, *size.latent_shape(manifest.geometry)[2:])
-    return Settings(size, steps, guidance, seed, skip)
+    config = manifest.scheduler if request.scheduler is None else with_class(manifest.scheduler, request.scheduler)
+    scheduler = scheduler_from_config(config)
+    scheduler.startable(steps)
+    _check_noise(request, size, manifest.geometry, steps - skip if scheduler.adds_noise else 0)
+    image = None if request.image is None else load_image(request.image, size.height, size.width)
+    video = None if request.video is None else load_video(request.video, size.frames, size.height, size.width)
+    return Settings(size, steps, guidance, seed, scheduler, skip, strength, image, video)
+
+
+def _check_types(request: Request) -> None:
+    """Raises:
+    BadInput: a field is of a type that no value of it has.
+    """
+    for name in ("prompt", "negative_prompt", "scheduler"):
+        value = getattr(request, name)
+        if not isinstance(value, str) and (name, value) != ("scheduler", None):
+            raise BadInput(f"{name} is a {type(value).__name__}, not a str")
+    for names, kind, called in (
+        (("seed", "steps", "frames", "height", "width"), Integral, "a whole number"),
+        (("guidance", "strength"), Real, "a number"),
+    ):
+        for name in names:
+            value = getattr(request, name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise BadInput(f"{name} is {value!r}, not {called}")
+
+
+def _check_noise(request: Request, size: Size, geometry: Geometry, steps: int) -> None:
+    """Check what replaces the seed's draws, where ``steps`` of them add noise; what has no use is not looked at.
+
+    Raises:
+        BadInput: it is not of finite numbers, of another shape, or for too few steps.
+    """
+    frames, *rest = size.latent_shape(geometry)
+    whole = size.sampled_shape(geometry)
+    if request.latents is not None:
+        _check_array(request.latents, "latents", whole)
+    if request.image_noise is not None and (request.image is not None or request.video is not None):
+        _check_array(request.image_noise, "image_noise", (frames if request.video is not None else 1, *rest))
+    if request.step_noise is not None and steps:
+        if not isinstance(request.step_noise, tuple | list) or len(request.step_noise) < steps:
+            raise BadInput(f"step_noise is no tuple of arrays for the {steps} steps that add noise; give one for each")
+        for i, noise in enumerate(request.step_noise[:steps]):
+            _check_array(noise, f"step_noise[{i}]", whole)
+
+
+def _check_array(array: Any, name: str, shape: tuple[int, ...]) -> None:
+    wanted = f"give finite float32 {list(shape)}"
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise BadInput(f"{name} is {array.dtype if isinstance(array, np.ndarray) else type(array).__name__}; {wanted}")
+    if array.shape != shape:
+        raise BadInput(f"{name} has shape {list(array.shape)}; {wanted}")
+    if not np.isfinite(array).all():
+        raise BadInput(f"{name} has NaN or infinite values; {wanted}")
 
 
 def _chosen(wanted: N | None, default: N) -> N:

@@ -40,6 +40,7 @@ class Scheduler(ABC):
 
     config: NoiseConfig
     init_noise_sigma: ClassVar[float] = 1.0  # starting latents are noise times this
+    adds_noise: ClassVar[bool]  # at every step
 
     @cached_property
     def levels(self) -> Levels:
@@ -59,13 +60,18 @@ class Scheduler(ABC):
             BadInput: the model was not trained at so many timesteps.
             BundleError: the model predicts noise but is started where there is nothing else.
         """
+        timesteps = self.startable(steps)
+        return Run(self, timesteps[skip:], steps, noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32)))
+
+    def startable(self, steps: int) -> NDArray[np.int64]:
+        """The timesteps of ``steps`` when a run can start at the first of them; raises what :meth:`begin` raises."""
         timesteps = self.timesteps(steps)
         if self.config.prediction_type == "epsilon" and self.levels[timesteps[0]] == 0:
             raise BundleError(
                 "scheduler_config.json: prediction_type epsilon cannot start from zero SNR; "
                 "set rescale_betas_zero_snr to false, or prediction_type to what the model was trained for"
             )
-        return Run(self, timesteps[skip:], steps, noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32)))
+        return timesteps
 
     def add_noise(self, original: Latents, noise: Latents, timestep: int) -> Latents:
         """Return float32 latents as noisy as those of a training ``timestep``.
@@ -97,6 +103,8 @@ class Scheduler(ABC):
 class DDIM(Scheduler):
     """``CogVideoXDDIMScheduler``: deterministic; eq. 12 of https://arxiv.org/abs/2010.02502 with σ = 0."""
 
+    adds_noise = False
+
     def previous(self, move: Move) -> Latents:
         level, target = move.level, move.target
         keep = ((1 - target) / (1 - level)) ** 0.5
@@ -106,6 +114,8 @@ class DDIM(Scheduler):
 
 class DPM(Scheduler):
     """``CogVideoXDPMScheduler``: SDE-DPM-Solver++(2M) of https://arxiv.org/abs/2211.01095, which adds noise."""
+
+    adds_noise = True
 
     def previous(self, move: Move) -> Latents:
         level, target, original = move.level, move.target, move.original

@@ -63,6 +63,11 @@ class Size:
             self.width // geometry.spatial,
         )
 
+    def sampled_shape(self, geometry: Geometry) -> tuple[int, int, int, int]:
+        """The latents' shape with whole patches of frames, as the transformer takes them: what is more is cut off again."""
+        frames, *rest = self.latent_shape(geometry)
+        return (-(-frames // geometry.patch_t) * geometry.patch_t, rest[0], rest[1], rest[2])
+
     def video_tokens(self, geometry: Geometry) -> int:
         grid = (self.height // geometry.pixel_step) * (self.width // geometry.pixel_step)
         return -(-self.latent_frames(geometry) // geometry.patch_t) * grid

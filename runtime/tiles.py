@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.errors import BundleError
 
 Floats = NDArray[np.float32]
@@ -86,7 +87,7 @@ def decode_tiled(
     ``decode`` makes such chunks of latents [latent_frames, channels, h, w]; ``advance`` is called after every chunk of
     every tile.
     """
-    with tempfile.TemporaryDirectory(prefix="reelquant-tiles-") as folder:
+    with scratch_folder(Path(tempfile.gettempdir(), "clip"), "tiles") as folder:
         done: dict[tuple[int, int], int] = {}  # chunks of each tile
         for i, top in enumerate(range(0, latents.shape[2], tiling[0].stride)):
             for j, left in enumerate(range(0, latents.shape[3], tiling[1].stride)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from reelquant.runtime import manifest as manifests
 from reelquant.runtime.atomic import partial_file
-from reelquant.runtime.bundle import SIGNATURE, Bundle
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.tensorrt.cache import default_folder
 from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
 
@@ -84,9 +84,9 @@ def sign(bundle: Bundle, private_key: Path) -> Path:
         raise BadInput(f"{private_key} is not a private key in PEM without a password: {error}") from error
     if not isinstance(key, ed25519.Ed25519PrivateKey):
         raise BadInput(f"{private_key} is not an ed25519 key; make one with: openssl genpkey -algorithm ed25519")
-    with partial_file(bundle.path / SIGNATURE) as temporary:
+    with partial_file(bundle.path / manifests.SIGNATURE) as temporary:
         temporary.write_bytes(key.sign((bundle.path / manifests.FILE).read_bytes()))
-    return bundle.path / SIGNATURE
+    return bundle.path / manifests.SIGNATURE
 
 
 def is_signed(bundle: Path, public_key: Path) -> bool:
@@ -106,7 +106,7 @@ def is_signed(bundle: Path, public_key: Path) -> bool:
     if not isinstance(key, ed25519.Ed25519PublicKey):
         raise BadInput(f"{public_key} is not an ed25519 key")
     try:
-        key.verify((bundle / SIGNATURE).read_bytes(), (bundle / manifests.FILE).read_bytes())
+        key.verify((bundle / manifests.SIGNATURE).read_bytes(), (bundle / manifests.FILE).read_bytes())
     except (OSError, InvalidSignature):
         return False
     return True

@@ -43,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each of several test processes its share of the cores.
 
     Engines, torch and BLAS start as many threads as they see cores. Two processes that each see both wait for each other's
-    threads, which spin: the same work then costs half as much again (docs/decisions/0011-tests-in-time.md). For a claim of
+    threads, which spin: the same work then costs half as much again (docs/decisions/0012-tests-in-time.md). For a claim of
     work that is split among threads, a test starts a process that takes all of ``EVERY_CORE``.
     """
     cores, worker = sorted(EVERY_CORE), getattr(config, "workerinput", None)

@@ -19,7 +19,7 @@ Capture = pytest.CaptureFixture[str]
     [
         (
             "--precision int4",
-            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or a recipe file (.toml)",
+            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or a recipe file (.toml)",
         ),
         ("--precision none.toml", "cannot read the recipe none.toml"),
         ("--engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
@@ -51,7 +51,10 @@ Capture = pytest.CaptureFixture[str]
         ),
         ("--precision fp16 --engine tensorrt-rtx", "--gpu current is the GPU of this machine, and there is no NVIDIA"),
         ("--precision fp16 --engine tensorrt-rtx --gpu sm89 --clip 9x33x32", "height 33 is not a positive multiple"),
-        ("--precision int8", "calibration data general has 0 images for 16 prompts; put PNG"),
+        (
+            "--precision int8",
+            "calibration data general has 0 images for 16 prompts; give --data FOLDER with prompts.txt and images/",
+        ),
     ],
 )
 @pytest.mark.parametrize("kept", [False, True])
@@ -65,7 +68,7 @@ def test_export_options(options: str, message: str, kept: bool, tmp_path: Path, 
 def test_export_with_prompts_that_the_model_cannot_read(tmp_path: Path, capfd: Capture) -> None:
     said = refused(capfd, tmp_path, "export", CHECKPOINTS / "t2v", tmp_path / "out", "--precision", "int8", "--json")
     assert "calibration data general, prompt 1: the prompt is " in said and "this model reads 24" in said
-    assert said.endswith("or calibrate on another set (--data NAME)")
+    assert said.endswith("or calibrate on a set that fits: --data demo")
 
 
 def test_export_of_what_is_no_checkpoint(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

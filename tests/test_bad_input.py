@@ -207,7 +207,7 @@ def test_places_that_are_no_bundles(tmp_path: Path, capfd: Capture) -> None:
     [
         (
             "--recipe int7",
-            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or the path of a .toml file",
+            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or the path of a .toml file",
         ),
         ("--recipe none.toml", "cannot read the recipe none.toml"),
         ("--recipe int8", "matches no linear of this graph; its linears are transformer_blocks.0.attn1.to_q"),
@@ -227,10 +227,10 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
     said = refused(capfd, tmp_path, "quantize", t2v, tmp_path / "none", tmp_path / "out", *command)
     assert "are missing or damaged" in said and "run calibrate again" in said
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, i2v, *command)
-    assert "i2v exists and is not empty; choose another name or remove it first" in said
+    assert "i2v exists and is not empty; choose another name, or --replace it" in said
     recipe.write_text(RECIPE.replace("int8", "int4"))
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, tmp_path / "out", *command)
-    assert "mine.toml, rule 1: unknown numerics 'int4'; one of high, int8, fp8" in said
+    assert "mine.toml, rule 1: unknown numerics 'int4'; one of high, int8, int8_reduced, fp8" in said
     (ranges / "ranges.safetensors").write_bytes((ranges / "ranges.safetensors").read_bytes()[:-4])
     said = refused(capfd, tmp_path, "quantize", t2v, ranges, tmp_path / "out", *command)
     assert "ranges are missing or damaged" in said
@@ -245,14 +245,17 @@ def test_quantize_with_what_does_not_belong(t2v: Path, i2v: Path, ranges: Path, 
         ("--steps 0", "Invalid value for '--steps': 0 is not in the range 1<=x<=1000."),
         ("--seed -1", "Invalid value for '--seed': -1 is not in the range x>=0."),
         ("--data demo --engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
-        ("--data general", "general has 0 images for 16 prompts; put PNG, JPEG or WebP files into its images/ folder"),
+        ("--data general", "general has 0 images for 16 prompts; give --data FOLDER with prompts.txt and images/"),
     ],
 )
 def test_calibrate(options: str, message: str, i2v: Path, tmp_path: Path, capfd: Capture) -> None:
     assert message in refused(capfd, tmp_path, "calibrate", i2v, tmp_path / "out", "--json", *options.split())
     (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
     said = refused(capfd, tmp_path, "calibrate", i2v, tmp_path / "out", "--json")
-    assert said.endswith("out exists; choose another name, or --replace it")
+    assert said.endswith("out exists and is not empty; choose another name, or --replace it")
+    said = refused(capfd, tmp_path, "calibrate", i2v, tmp_path / "out", "--json", "--replace")
+    assert said.endswith("out holds no bundle, so it is not replaced; choose another name, or remove it yourself")
 
 
 def test_only_an_fp32_bundle_is_calibrated(t2v: Path, tmp_path: Path, capfd: Capture) -> None:

@@ -115,7 +115,9 @@ def test_at_every_change_on_the_disk(
     if existing:
         assert run(capfd, *command(place)).code == 0
         for file in place.rglob("out/*.json"):
-            file.with_name("old").touch()  # so that a new folder can be told from the old one
+            file.write_text(
+                file.read_text("utf-8") + "\n", "utf-8"
+            )  # so that a new folder can be told from the old one
     before = contents(place)
     with interrupted(place, at=0) as changes:
         assert run(capfd, *command(place)).code == 0
@@ -203,7 +205,7 @@ def test_export_in_the_middle_of_tracing(tmp_path: Path) -> None:
     ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ends = time.monotonic() + 120
-    while not list(tmp_path.glob(".export-*/.fp32.*.partial")):
+    while not list(tmp_path.glob(".reelquant-export-*/.reelquant-partial-*")):
         assert process.poll() is None and time.monotonic() < ends
         time.sleep(0.05)
     time.sleep(1)

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from reelquant.runtime.commands.options import (
+    BUILT_ENGINE,
     BUNDLE,
-    ENGINE,
     JSON,
     KEYS,
     QUIET,
@@ -17,6 +17,7 @@ from reelquant.runtime.commands.options import (
     TRUST,
     end_with_flaws,
     print_json,
+    say_engine,
     shown,
 )
 from reelquant.runtime.latents import SavedLatents
@@ -31,7 +32,7 @@ from reelquant.runtime.video import check_output
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="FILE.mp4, .gif, .png or .npy")
 @TILED
-@ENGINE
+@BUILT_ENGINE
 @THREADS
 @KEYS
 @TRUST
@@ -44,7 +45,7 @@ def decode(
     latents: Path,
     output: Path,
     tiled: bool,
-    engine: str,
+    engine: str | None,
     threads: int | None,
     keys: tuple[Path, ...],
     trust: bool,
@@ -55,6 +56,7 @@ def decode(
     check_output(output)
     saved = SavedLatents.load(latents)
     pipeline = load_pipeline(bundle, engine, threads, tiled=tiled, trust=Trust(keys, trust))
+    say_engine(pipeline.engine_note, quiet)
     with Progress(shown(quiet)) as progress:
         clip = pipeline.decode_saved(saved, progress)
     clip.save(output)

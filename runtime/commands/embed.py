@@ -7,14 +7,16 @@ from pathlib import Path
 import click
 
 from reelquant.runtime.commands.options import (
+    BUILT_ENGINE,
     BUNDLE,
-    ENGINE,
     JSON,
     KEYS,
     QUIET,
     THREADS,
     TRUST,
     print_json,
+    say_engine,
+    say_unknown,
     shown,
 )
 from reelquant.runtime.errors import BadInput
@@ -28,7 +30,7 @@ from reelquant.runtime.trust import Trust
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1)
 @click.option("--file", "listed", type=click.Path(path_type=Path), help="A text file with one prompt a line.")
-@ENGINE
+@BUILT_ENGINE
 @THREADS
 @KEYS
 @TRUST
@@ -39,7 +41,7 @@ def embed(
     folder: Path,
     prompts: tuple[str, ...],
     listed: Path | None,
-    engine: str,
+    engine: str | None,
     threads: int | None,
     keys: tuple[Path, ...],
     trust: bool,
@@ -51,21 +53,27 @@ def embed(
     if not wanted:
         raise BadInput("no prompts; give them as arguments, or a file of them with --file")
     pipeline = load_pipeline(bundle, engine, threads, folder, trust=Trust(keys, trust))
+    say_engine(pipeline.engine_note, quiet)
+    unknown = {}
     for prompt in wanted:  # all are checked before the first is computed
-        pipeline.tokenizer.encode(prompt)
+        if words := pipeline.tokenizer.check(prompt):
+            unknown[prompt] = words
+            say_unknown(words, quiet)
     with Progress(shown(quiet)) as progress, progress.stage("embed", len(wanted)) as advance:
         for prompt in wanted:
             pipeline.encode_prompt(prompt)
             advance()
     if as_json:
-        print_json({"folder": str(folder), "prompts": len(wanted), "seconds": pipeline.timer.seconds})
+        print_json(
+            {"folder": str(folder), "prompts": len(wanted), "unknown_words": unknown, "seconds": pipeline.timer.seconds}
+        )
     else:
         click.echo(f"{folder}: {len(wanted)} prompts and the empty one")
 
 
 def _read(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors put a mark first
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(
             f"cannot read the prompts in {path}: {error}; give a text file with one prompt a line"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import resource
+import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import (
+    BUILT_ENGINE,
     BUNDLE,
-    ENGINE,
     JSON,
     KEYS,
     QUIET,
@@ -21,15 +23,20 @@ from reelquant.runtime.commands.options import (
     TRUST,
     end_with_flaws,
     print_json,
+    say_engine,
+    say_unknown,
     shown,
     size_option,
 )
+from reelquant.runtime.engine import engine_version
+from reelquant.runtime.errors import BadInput
 from reelquant.runtime.graphs import device_seconds
 from reelquant.runtime.latents import SUFFIX
-from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.precision_notes import note_of
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.request import Request
+from reelquant.runtime.remake import read_remake
+from reelquant.runtime.request import STRENGTH, Request
 from reelquant.runtime.trust import Trust
 from reelquant.runtime.video import check_output
 
@@ -38,14 +45,17 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 
 @click.command()
 @BUNDLE
-@click.argument("prompt")
+@click.argument("prompt", required=False)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="FILE.mp4, .gif, .png or .npy")
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path),
+    help="Make this clip of BUNDLE again; what is given beside it (PROMPT, --seed, …) is changed.",
+)
 @click.option("--image", type=click.Path(path_type=Path), help="First frame, for image-to-video.")
 @click.option("--video", type=click.Path(path_type=Path), help="A clip to start from (.mp4 or .npy).")
-@click.option(
-    "--strength", type=float, default=0.8, show_default=True, help="How much of --video is made anew, 0 to 1."
-)
-@click.option("--negative-prompt", default="", help="What to steer away from.")
+@click.option("--strength", type=float, help=f"How much of --video is made anew, 0 to 1 [default: {STRENGTH}].")
+@click.option("--negative-prompt", help="What to steer away from.")
 @click.option("--seed", type=int, help="Same seed, bundle and engine: same frames [default: a new one each time].")
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
 @click.option(
@@ -53,11 +63,13 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 )
 @click.option("--frames", type=int, help="Frames [default: the bundle's].")
 @size_option("Size of the clip [default: the bundle's].")
-@click.option("--scheduler", type=click.Choice(["ddim", "dpm"]), help="Sampler [default: the checkpoint's].")
+@click.option(
+    "--scheduler", type=click.Choice(["ddim", "dpm"], case_sensitive=False), help="Sampler [default: the checkpoint's]."
+)
 @click.option("--latents", type=click.Path(path_type=Path), help="Also keep the latents, FILE.npz, for decode.")
 @click.option("--embeddings", type=click.Path(path_type=Path), help="Folder of prompts' embeddings, used and filled.")
 @TILED
-@ENGINE
+@BUILT_ENGINE
 @THREADS
 @KEYS
 @TRUST
@@ -67,12 +79,13 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 def generate(
     context: click.Context,
     bundle: Path,
-    prompt: str,
+    prompt: str | None,
     output: Path,
+    like: Path | None,
     image: Path | None,
     video: Path | None,
-    strength: float,
-    negative_prompt: str,
+    strength: float | None,
+    negative_prompt: str | None,
     seed: int | None,
     steps: int | None,
     guidance: float | None,
@@ -82,27 +95,57 @@ def generate(
     latents: Path | None,
     embeddings: Path | None,
     tiled: bool,
-    engine: str,
+    engine: str | None,
     threads: int | None,
     keys: tuple[Path, ...],
     trust: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Render a clip of PROMPT from BUNDLE."""
+    """Render a clip of PROMPT from BUNDLE, or make the clip --like FILE again."""
     began = time.monotonic()
     check_output(output)
     if latents:
         check_output(latents, (SUFFIX,))
-    height, width = size or (None, None)
-    pipeline = load_pipeline(bundle, engine, threads, embeddings, tiled, keep=False, trust=Trust(keys, trust))
-    note = note_of(pipeline.bundle.manifest, engine)
+    opened = Bundle.open(bundle)
+    remake = read_remake(like, opened) if like else None
+    if remake:
+        engine, threads, tiled = engine or remake.engine, threads or remake.threads, tiled or remake.tiled
+    elif prompt is None:
+        raise BadInput(
+            "there is no PROMPT; describe the clip in a sentence or two, or name a clip to make again: --like FILE"
+        )
+    pipeline = Pipeline(opened, engine, threads, embeddings, tiled, keep=False, trust=Trust(keys, trust))
+    engine = pipeline.engine
+    say_engine(pipeline.engine_note, quiet)
+    note = note_of(opened.manifest, engine)
     if note and note.disappoints and sys.stderr.isatty() and not (quiet or as_json):
         click.echo(f"{note.precision} on this CPU, with {engine}: {note.text}", err=True)
-    request = Request(
-        prompt, image, negative_prompt, seed, steps, guidance, frames, height, width, scheduler,
-        video=video, strength=strength,
-    )  # fmt: skip
+    height, width = size or (None, None)
+    asked: dict[str, Any] = {
+        "prompt": prompt, "image": image, "negative_prompt": negative_prompt, "seed": seed, "steps": steps,
+        "guidance": guidance, "frames": frames, "height": height, "width": width, "scheduler": scheduler,
+        "video": video, "strength": strength,
+    }  # fmt: skip
+    request = replace(remake.request if remake else Request(""), **{k: v for k, v in asked.items() if v is not None})
+    settings = pipeline.settings(request)  # what is refused is refused before anything is said or done
+    if remake and frames is None and size is None and not remake.is_of(settings):
+        if image is None and video is None:
+            raise BadInput(
+                f"the image or video is another than {like} was made from (its pixels at the clip's size differ); "
+                "give that one with --image or --video"
+            )
+        if not quiet:
+            click.echo(f"{like} was made from another image or video: frames will differ", err=True)
+    if remake and not quiet:
+        version = engine_version(engine)
+        if (remake.engine, remake.engine_version) != (engine, version):
+            made = f"{remake.engine} {remake.engine_version}"
+            click.echo(f"{like} was made with {made}, and this is {engine} {version}: frames may differ", err=True)
+        if remake.decoded:
+            click.echo(f"{like} was decoded apart, with {json.dumps(remake.decoded)}: frames may differ", err=True)
+    unknown = pipeline.tokenizer.unknown_words(f"{request.prompt}\n{request.negative_prompt}")
+    say_unknown(unknown, quiet or as_json)
     with Progress(shown(quiet)) as progress:
         clip = pipeline.generate(request, progress, latents)
     with pipeline.timer("write"):
@@ -122,6 +165,7 @@ def generate(
                 "seed": clip.provenance["seed"],
                 "engine": engine,
                 "precision": pipeline.bundle.manifest.precision,
+                "unknown_words": unknown,
                 "precision_here": asdict(note) if note else None,
                 "seconds": seconds,
                 "device_seconds": device_seconds(engine),
@@ -135,7 +179,11 @@ def generate(
     end_with_flaws(context, clip.flaws, output)
 
 
-def peak_rss_bytes() -> int:
-    """The most memory this process has held; getrusage gives KiB, on macOS bytes."""
+def peak_rss_bytes() -> int | None:
+    """The most memory this process has held, None where the system does not say; getrusage gives KiB, on macOS bytes."""
+    try:
+        import resource  # which Windows lacks
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

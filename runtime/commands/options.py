@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from reelquant.runtime.engine import DEFAULT_ENGINE, ENGINES
+from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
 from reelquant.runtime.sizes import Size, parse_clip, parse_size
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 QUIET = click.option("--quiet", is_flag=True, help="Show no progress.")
-ENGINE = click.option(
-    "--engine", default=DEFAULT_ENGINE, show_default=True, metavar="NAME", help=f"One of {', '.join(ENGINES)}."
-)
+
+
+def lower(ctx: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """A callback for names of ours: INT8 is int8; a file's name stays as it is."""
+    return value if value is None or value.endswith(".toml") else value.lower()
+
+
+def engine_option(help: str, default: str | None = None) -> Callable[[Any], Any]:
+    """``--engine NAME``; upper case is taken for lower."""
+    text = f"One of {', '.join([*ENGINES, *FLAVORS])}{help}."
+    return click.option(
+        "--engine", default=default, show_default=default is not None, metavar="NAME", callback=lower, help=text
+    )
+
+
+ENGINE = engine_option("", DEFAULT_ENGINE)
+BUILT_ENGINE = engine_option(" [default: what the bundle was built for, where it runs here]")
 TILED = click.option(
     "--tiled", is_flag=True, help="Decode and encode large frames in tiles: much less memory, a little slower."
 )
-THREADS = click.option("--threads", type=click.IntRange(1), help="CPU threads [default: the engine's choice].")
+THREADS = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads [default: $REELQUANT_THREADS, else the engine's choice]."
+)
 KEYS = click.option(
     "--key",
     "keys",
@@ -65,6 +82,18 @@ def clips_option(help: str) -> Callable[[Any], Any]:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=1, sort_keys=False))
+
+
+def say_engine(note: str, quiet: bool) -> None:
+    """Say that a bundle runs on another engine than it was built for."""
+    if note and not quiet:
+        click.echo(note, err=True)
+
+
+def say_unknown(words: Sequence[str], quiet: bool) -> None:
+    """Name the words of a prompt that the model cannot tell from one another."""
+    if words and not quiet:
+        click.echo(f"the model does not know {', '.join(words)}: it reads all such words alike", err=True)
 
 
 def end_with_flaws(context: click.Context, flaws: tuple[str, ...], output: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from reelquant.runtime.cpu_units import has_int8_units, is_arm
-from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
+from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed, thread_count
 from reelquant.runtime.errors import BundleError, EngineError, MissingExtra
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.memory import give_back_at_once
@@ -78,7 +78,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         give_back_at_once()
-    if threads:
+    if threads := thread_count(threads):
         options.intra_op_num_threads = threads
     for entry, value in _int8_entries(graph).items() if on_cpu() else ():
         options.add_session_config_entry(entry, value)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed
+from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed, thread_count
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.memory import give_back_at_once
 
@@ -106,6 +106,7 @@ def saturates() -> bool:
     They do on x86 without VNNI (``vpmaddubsw``: oneDNN's guide on INT8, "saturation"). One small product is computed and
     looked at, so that it is true of whatever kernels this version takes.
     """
+    _module()
     from openvino import Model, opset13
 
     size, largest = 64, 127
@@ -159,7 +160,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         BundleError: OpenVINO refuses the graph.
     """
     options = dict(_OPTIONS)
-    if threads:
+    if threads := thread_count(threads):
         options["INFERENCE_NUM_THREADS"] = threads
     try:
         return _OpenVinoPlan(graph, options, lean)

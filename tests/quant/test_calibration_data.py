@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from demo.architecture import TEXT_TOKENS, build_tokenizer
 from demo.clips import held_out_scenes
@@ -63,7 +64,7 @@ def test_no_more_prompts_than_there_are(tmp_path: Path, count: int) -> None:
 def test_an_image_for_every_prompt(tmp_path: Path) -> None:
     data = CalibrationData.load(str(folder(tmp_path, "one\ntwo", ("a.png",))))
     assert len(data.images_for(1)) == 1
-    with pytest.raises(BadInput, match="has 1 images for 2 prompts; put PNG, JPEG or WebP files into its images/"):
+    with pytest.raises(BadInput, match="has 1 images for 2 prompts; give --data FOLDER with prompts.txt and images/"):
         data.images_for(2)
 
 
@@ -89,5 +90,22 @@ def test_the_last_prompts_are_tried(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"general has 0 images for 1 prompts"):
         Trial("general").requests("i2v")
     long = CalibrationData("mine", ("a", "b", "red " * 99), ()).last(1, "t2v")
-    with pytest.raises(BadInput, match="calibration data mine, prompt 3: .*, or calibrate on another set"):
+    with pytest.raises(
+        BadInput, match="calibration data mine, prompt 3: .*, or calibrate on a set that fits: --data demo"
+    ):
         long.check_tokens(1, Tokenizer.of(build_tokenizer(), TEXT_TOKENS, "demo"))
+
+
+def test_what_was_read_is_in_the_digest(tmp_path: Path) -> None:
+    """Images that are replaced by others are other data, as prompts are."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    for name, colour in (("a.png", "red"), ("b.png", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "images" / name)
+    data = CalibrationData.load(str(tmp_path))
+    before = {task: data.digest(task, 2) for task in ("t2v", "i2v")}
+    Image.new("RGB", (8, 8), "green").save(tmp_path / "images" / "b.png")
+    assert data.digest("t2v", 2) == before["t2v"] != data.digest("i2v", 2) != before["i2v"]
+    assert data.digest("i2v", 1) == CalibrationData.load(str(tmp_path)).digest("i2v", 1)
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue triangle\n")
+    assert CalibrationData.load(str(tmp_path)).digest("t2v", 2) != before["t2v"]

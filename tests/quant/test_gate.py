@@ -13,7 +13,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from reelquant.quant.calibrate import calibrate
 from reelquant.quant.calibration_data import CalibrationData
+from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.gate import Verdict, gate
 from reelquant.quant.graph_files import load_graph, load_mapped, save_graphs
 from reelquant.quant.linears import Linear, linear_nodes, quantized_source
@@ -22,11 +24,13 @@ from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, Rule, built_in_recipes
 from reelquant.quant.stats import graph_stats
-from reelquant.quant.teacher import Difference, Step, record_steps
+from reelquant.quant.teacher import Difference, Step, Trial, record_steps
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.engine import REFERENCE_ENGINE
 from reelquant.runtime.errors import BadInput
 from tests.command_line import run
-from tests.conftest import BUILD, BundleMaker
+from tests.conftest import BUILD, BundleMaker, TinyBundleMaker
+from tests.tiny_bundle import RECIPE
 
 ENGINE = "openvino"
 Spoil = Callable[[ir.Model], None]
@@ -187,7 +191,7 @@ def test_a_planted_fault_is_caught_where_it_is(
 ) -> None:
     spoil, where = FAULTS[name]
     bundle = spoiled(demo_bundle("t2v", precision), spoil, tmp_path / "spoiled")
-    verdict = judged(bundle, demo_bundle("t2v", "fp32"), steps("t2v")[1:2])
+    verdict = gate(bundle, demo_bundle("t2v", "fp32"), steps("t2v")[1:2], REFERENCE_ENGINE)
     assert verdict.faults and verdict.faults[0].where.startswith(where), verdict
 
 
@@ -267,3 +271,24 @@ def test_no_good_bundle_of_fifty_is_refused(task: str, demo_bundle: BundleMaker,
         bundle = quantize_bundle(fp32, ranges, recipe, tmp_path / str(number))
         verdict = judged(bundle, fp32, steps(task)[1:3])
         assert verdict.faults == (), (recipe.name, recipe.method, verdict.faults)
+
+
+def test_a_linear_that_only_sees_zeros_is_dead_and_no_fault(tiny_bundle: TinyBundleMaker, tmp_path: Path) -> None:
+    """Pruned: here the text that the one quantized linear reads. Any scale would do for it."""
+    source = tiny_bundle("t2v")
+    model = load_mapped(source.graph("text_encoder", "main"))
+    set_value(model, "table", np.zeros_like)
+    source.copy_files(tmp_path / "pruned", lambda name: not name.startswith("text_encoder/"))
+    save_graphs(tmp_path / "pruned" / "text_encoder", {"main": model})
+    write_manifest(tmp_path / "pruned", replace(source.manifest, files=list_files(tmp_path / "pruned")))
+    pruned = Bundle.open(tmp_path / "pruned")
+    ranges = calibrate(pruned, CalibrationData.load("demo"), CalibrationPlan(prompts=1, steps=2))
+    trial = Trial("demo", prompts=1, steps=2)
+    for name, rules in (
+        ("tiny", RECIPE),
+        ("balanced", RECIPE + 'method = { strength = 0.8, shift = true, rounding = "gptq" }'),
+    ):
+        made = quantize_bundle(pruned, ranges, Recipe.parse(rules), tmp_path / name, trial=trial)
+        assert made.manifest.quantization is not None
+        verdict = made.manifest.quantization["gate"]
+        assert verdict["faults"] == [] and verdict["dead"] == ["transformer_blocks.0.attn1.to_q"]

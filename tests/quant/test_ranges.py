@@ -126,7 +126,7 @@ def _cut(folder: Path) -> None:
         (lambda folder: (folder / "ranges.json").write_text("{"), "missing or damaged"),
         (lambda folder: (folder / "ranges.json").write_text("[]"), "missing or damaged"),
         (_cut, "missing or damaged"),
-        (_json(lambda facts: facts.update(version=1)), "version 1, and this reelquant reads 3"),
+        (_json(lambda facts: facts.update(version=1)), "version 1, and this reelquant reads 4"),
         (_json(lambda facts: facts.pop("digest")), "missing or damaged"),
         (_json(lambda facts: facts.update(provenance=3)), "missing or damaged"),
         (_json(lambda facts: facts["provenance"].update(seed=43)), "does not match its digest"),

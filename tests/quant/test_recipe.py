@@ -106,7 +106,10 @@ def test_the_digest_is_of_what_a_recipe_does() -> None:
         (f'{HEAD}alpha = 0.5\nrules = [{{match="*", numerics="int8"}}]', "unknown key 'alpha'"),
         (f'{HEAD}rules = [{{match="*", numerics="int8", bits=4}}]', "rule 1: unknown key 'bits'"),
         (f'{HEAD}rules = [{{match="*", numerics="high"}}, {{match="*"}}]', "rule 2: numerics is missing"),
-        (f'{HEAD}rules = [{{match="*", numerics="int4"}}]', "unknown numerics 'int4'; one of high, int8, fp8"),
+        (
+            f'{HEAD}rules = [{{match="*", numerics="int4"}}]',
+            "unknown numerics 'int4'; one of high, int8, int8_reduced, fp8",
+        ),
         (f'{HEAD}rules = [{{match="", numerics="int8"}}]', "match must be a non-empty text"),
         (f'{HEAD}rules = [{{match="*", numerics=8}}]', "numerics must be a non-empty text"),
         ('name = ""\ndescription = "x"\nrules = [{match="*", numerics="int8"}]', "name must be a non-empty text"),
@@ -127,7 +130,7 @@ def test_a_recipe_is_loaded_by_name_or_path_only(tmp_path: Path) -> None:
     assert Recipe.load(path) == Recipe.load(str(path))
     with pytest.raises(
         BadInput,
-        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-weight, nvfp4, or the path of a .toml file",
+        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or the path of a .toml file",
     ):
         Recipe.load("int7")
     with pytest.raises(BadInput, match="unknown recipe"):

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from reelquant.runtime.atomic import partial_file, partial_folder, scratch_folder
 from reelquant.runtime.errors import BadInput
 
+RANGES = '{"version": 1, "digest": "", "provenance": {}}'  # what may be replaced
 INTERRUPTIONS = [ValueError("a bug"), KeyboardInterrupt(), SystemExit(1)]
 
 
@@ -121,7 +125,7 @@ def test_interrupted_folder_leaves_what_was_there(tmp_path: Path, error: BaseExc
     path = tmp_path / "bundle"
     if replace:
         path.mkdir()
-        (path / "old").write_bytes(b"old")
+        (path / "ranges.json").write_text(RANGES)
     before = names(tmp_path)
     with pytest.raises(type(error)), partial_folder(path, replace=replace) as folder:
         (folder / "new").write_bytes(b"half")
@@ -132,28 +136,28 @@ def test_interrupted_folder_leaves_what_was_there(tmp_path: Path, error: BaseExc
 def test_replaced_folder_has_only_the_new(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     path.mkdir()
-    (path / "old").write_bytes(b"old")
+    (path / "ranges.json").write_text(RANGES)
     with partial_folder(path, replace=True) as folder:
         (folder / "new").write_bytes(b"new")
-        assert names(path) == ["old"]
+        assert names(path) == ["ranges.json"]
     assert names(tmp_path) == ["bundle", "bundle/new"]
 
 
 def test_old_folder_comes_back_when_the_swap_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bundle"
     path.mkdir()
-    (path / "old").write_bytes(b"old")
+    (path / "ranges.json").write_text(RANGES)
     replace = os.replace
 
     def failing(source: Path, target: Path) -> None:
-        if ".partial" in source.name:
+        if source.name == "new":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", failing)
     with pytest.raises(OSError, match="Input/output"), partial_folder(path, replace=True) as folder:
         (folder / "new").write_bytes(b"new")
-    assert names(tmp_path) == ["bundle", "bundle/old"]
+    assert names(tmp_path) == ["bundle", "bundle/ranges.json"]
 
 
 def test_folder_in_use_is_not_replaced_unasked(tmp_path: Path) -> None:
@@ -164,6 +168,24 @@ def test_folder_in_use_is_not_replaced_unasked(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=f"{words}.*; choose another name"), partial_folder(tmp_path / name):
             pytest.fail("work was started for a place that cannot be used")
     assert names(tmp_path) == ["bundle", "bundle/new"]
+
+
+def test_places_that_no_folder_can_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are said before the work, not after it."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    monkeypatch.chdir(tmp_path / "there")
+    refused = {"../link": "is a link", "../dangling": "is a link", "/": "is where a disk is mounted"}
+    refused |= {"/dev/shm": "name one in it, /dev/shm/bundle"} if Path("/dev/shm").is_mount() else {}
+    refused |= {".": "is where this command runs", "..": "is where this command runs"}
+    for name, words in refused.items():
+        for replace in (False, True):
+            with pytest.raises(BadInput, match=words), partial_folder(Path(name), replace):
+                pytest.fail("work was started for a place that cannot be used")
+    with partial_folder(Path("bundle")) as folder:
+        (folder / "new").touch()
+    assert names(tmp_path) == ["dangling", "link", "there", "there/bundle", "there/bundle/new"]
 
 
 @pytest.mark.parametrize("error", [*INTERRUPTIONS, None], ids=repr)
@@ -177,12 +199,16 @@ def test_a_scratch_folder_lies_beside_and_goes(tmp_path: Path, error: BaseExcept
                 raise error
     except (ValueError, KeyboardInterrupt, SystemExit) as caught:
         assert caught is error
-    assert seen[0].parent == tmp_path / "deep" and seen[0].name.startswith(".work-") and names(tmp_path) == ["deep"]
+    assert (
+        seen[0].parent == tmp_path / "deep"
+        and seen[0].name.startswith(".reelquant-work-")
+        and names(tmp_path) == ["deep"]
+    )
 
 
 def test_a_scratch_folder_on_a_full_disk(tmp_path: Path) -> None:
     with (
-        pytest.raises(BadInput, match=r"the disk is full: .*/\.work-.* was not written"),
+        pytest.raises(BadInput, match=r"the disk is full: .*/\.reelquant-work-.* was not written"),
         scratch_folder(tmp_path / "x", "work"),
     ):
         Path("/dev/full").write_bytes(b"x")
@@ -191,3 +217,71 @@ def test_a_scratch_folder_on_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said), scratch_folder(tmp_path / "file" / "bundle", "work"):
         pytest.fail("there is no place for it")
     assert names(tmp_path) == ["file"]
+
+
+def test_writers_with_one_process_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers that share a disk have the same process ids."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(20):
+                with partial_file(tmp_path / "clip.npy") as temporary:
+                    temporary.write_text(str(number))
+                    time.sleep(0.0005)
+        except BaseException as error:  # noqa: BLE001 - whatever one of them says is what the test is about
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == [] and [path.name for path in tmp_path.iterdir()] == ["clip.npy"]
+    with partial_folder(tmp_path / "bundle") as one, partial_folder(tmp_path / "bundle") as other:
+        assert one != other
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+@pytest.mark.parametrize("files", [False, True])
+def test_file_systems_that_cannot_sync(
+    number: int, files: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CIFS and FUSE; what was written is whole all the same."""
+    sync = os.fsync
+
+    def fsync(handle: int) -> None:
+        if files or stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with partial_folder(tmp_path / "bundle") as folder, partial_file(folder / "deep" / "a.npy") as temporary:
+        temporary.write_text("x")
+    assert (tmp_path / "bundle" / "deep" / "a.npy").read_text() == "x"
+
+
+def test_a_folder_that_may_be_written_and_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may read everything, so that the system's refusal has to be played."""
+    opened = os.open
+
+    def refusing(path: Path, *options: int) -> int:
+        if Path(path) == tmp_path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *options)
+
+    monkeypatch.setattr(os, "open", refusing)
+    with partial_file(tmp_path / "clip.mp4") as temporary:
+        temporary.write_text("x")
+    assert names(tmp_path) == ["clip.mp4"]
+
+
+def test_a_disk_that_fails_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output"), partial_file(tmp_path / "clip.mp4") as temporary:
+        temporary.write_text("x")
+    assert names(tmp_path) == []

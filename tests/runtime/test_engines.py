@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.runtime.engine import ENGINES, Array, engine_module, engine_version, open_plan
+from reelquant.runtime.engine import ENGINES, Array, engine_module, engine_version, open_plan, thread_count
 from reelquant.runtime.engines.onnxruntime import check_provider
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
 
@@ -121,3 +121,13 @@ def test_onnxruntime_never_falls_back_to_the_cpu() -> None:
     check_provider(["CPUExecutionProvider"], ["CPUExecutionProvider"])
     with pytest.raises(EngineError, match=r"has CUDA and cannot start it.*reelquant\[onnxruntime-gpu\]"):
         check_provider(["CPUExecutionProvider"], cuda)
+
+
+def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REELQUANT_THREADS", "3")
+    assert (thread_count(None), thread_count(2)) == (3, 2)
+    monkeypatch.setenv("REELQUANT_THREADS", "two")
+    with pytest.raises(BadInput, match="REELQUANT_THREADS is 'two'; give a number of CPU threads"):
+        thread_count(None)
+    monkeypatch.delenv("REELQUANT_THREADS")
+    assert thread_count(None) is None
