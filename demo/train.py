@@ -22,7 +22,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("demo/checkpoints"), help="where t2v/ and i2v/ are written")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="training state, for resuming")
-    parser.add_argument("--start", type=Path, help="a checkpoint whose VAE and weights t2v goes on from")
+    parser.add_argument(
+        "--start", type=Path, help="a text-to-video checkpoint to go on from, with the last stages alone"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument(
@@ -31,14 +33,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    start, t2v_stages = None, train_transformer.STAGES
+    vae = start = None
+    vae_stages, t2v_stages, spent = train_vae.STAGES, train_transformer.STAGES, {"vae": 0}
     if arguments.start:
-        t2v_stages = t2v_stages[1:]  # the small clips have done their work
+        vae_stages, t2v_stages = vae_stages[-1:], t2v_stages[-1:]
         vae, start = train_vae.load(arguments.start), train_transformer.load(arguments.start)
         spent = json.loads((arguments.start / TRAINING).read_text())
-    else:
-        vae, vae_seconds = train_vae.train(arguments.work, arguments.seed)
-        spent = {"vae": round(vae_seconds)}
+    vae, vae_seconds = train_vae.train(arguments.work, vae_stages, vae, arguments.seed)
+    spent["vae"] += round(vae_seconds)
     for task, stages in (("t2v", t2v_stages), ("i2v", train_transformer.IMAGE_STAGES)):
         start, seconds = train_transformer.train(
             vae, arguments.work, task, stages, start, arguments.seed, not arguments.eager

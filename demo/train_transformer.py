@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from numpy.typing import NDArray
 from torch.nn import functional as F
 from transformers import T5Config, T5EncoderModel
 
 from demo import architecture
 from demo.clips import FRAMES, SIZE, random_scene, render
-from demo.training import Ema, Progress, cosine, device, load_state, save_state, step_all
+from demo.training import Ema, Progress, ahead, cosine, device, load_state, save_state, share_done, step_all
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,17 @@ class Stage:
     image: bool = False
 
 
+# Made for 2 CPU cores, but for the last of each: a GPU's minutes, a CPU's day.
+LONG = 16_384
 STAGES: tuple[Stage, ...] = (
     Stage("small", size=64, clips=4096, steps=1000, batch=64, rate=1e-3),
     Stage("frames", size=SIZE, clips=8192, steps=600, batch=128, rate=1.5e-3, frames=1),
     Stage("full", size=SIZE, clips=2560, steps=900, batch=48, rate=1e-3),
+    Stage("long", size=SIZE, clips=LONG, steps=8000, batch=256, rate=8e-4),
 )
-IMAGE_STAGES: tuple[Stage, ...] = (Stage("image", size=SIZE, clips=2560, steps=500, batch=48, rate=1e-3, image=True),)
+IMAGE_STAGES: tuple[Stage, ...] = (Stage("image", size=SIZE, clips=LONG, steps=5000, batch=256, rate=8e-4, image=True),)
 EMPTY_PROMPTS = 0.1
+ENCODED_AT_ONCE = 32  # clips
 # Place, direction and shape are settled while the clip is still mostly noise: t = u**SKEW draws those steps more often.
 SKEW = 0.6
 
@@ -67,29 +73,35 @@ class TextAndTransformer(torch.nn.Module):
 def encode_clips(vae: AutoencoderKLCogVideoX, stage: Stage, folder: Path, seed: int) -> dict[str, torch.Tensor]:
     """Render and encode the stage's clips once; cached in ``folder``. Latents are unscaled, float16.
 
-    Returns ``ids`` [clips, tokens], ``latents`` [clips, frames, channels, h, w] and ``image`` [clips, channels, h, w],
-    the last one the first frame encoded on its own, as the image-to-video pipeline does.
+    Returns, on the training device, ``ids`` [clips, tokens], ``latents`` [clips, frames, channels, h, w] and ``image``
+    [clips, channels, h, w], the last one the first frame encoded on its own, as the image-to-video pipeline does.
     """
-    cache = folder / f"latents-{stage.size}x{stage.frames}.pt"
+    cache = folder / f"latents-{stage.size}x{stage.frames}x{stage.clips}.pt"
     if cache.exists():
-        return dict(torch.load(cache, weights_only=True))
+        return dict(torch.load(cache, weights_only=True, map_location=device()))
     tokenizer = architecture.build_tokenizer()
     tokenizer.enable_padding(length=architecture.TEXT_TOKENS)
-    rng = np.random.default_rng([seed, stage.size, stage.frames, 0xDA7A])
     progress = Progress(f"encode {stage.name}")
     ids, latents, images = [], [], []
-    for i in range(0, stage.clips, 8):
-        scenes = [random_scene(rng) for _ in range(8)]
-        clips = np.stack([render(scene, rng, stage.frames, stage.size, stage.size) for scene in scenes])
+    places = range(stage.clips // ENCODED_AT_ONCE)
+    for place, (captions, clips) in enumerate(ahead(partial(drawn, stage, seed), places), 1):
         x = torch.from_numpy(clips).to(device()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         with torch.no_grad(), torch.autocast(device().type, torch.bfloat16):
-            latents.append(vae.encode(x).latent_dist.sample().permute(0, 2, 1, 3, 4).half().cpu())
-            images.append(vae.encode(x[:, :, :1]).latent_dist.sample()[:, :, 0].half().cpu())
-        ids += [encoding.ids for encoding in tokenizer.encode_batch([scene.caption for scene in scenes])]
-        progress({"stage": 0, "step": i // 8 + 1}, stage.clips // 8, 0.0)
-    data = {"ids": torch.tensor(ids), "latents": torch.cat(latents), "image": torch.cat(images)}
+            latents.append(vae.encode(x).latent_dist.sample().permute(0, 2, 1, 3, 4).half())
+            images.append(vae.encode(x[:, :, :1]).latent_dist.sample()[:, :, 0].half())
+        ids += [encoding.ids for encoding in tokenizer.encode_batch(captions)]
+        progress({"stage": 0, "step": place}, len(places), 0.0)
+    data = {"ids": torch.tensor(ids, device=device()), "latents": torch.cat(latents), "image": torch.cat(images)}
     torch.save(data, cache)
     return data
+
+
+def drawn(stage: Stage, seed: int, place: int) -> tuple[list[str], NDArray[np.uint8]]:
+    """The captions and clips of one place among the stage's, ``ENCODED_AT_ONCE`` of them."""
+    rng = np.random.default_rng([seed, stage.size, stage.frames, 0xDA7A, place])
+    scenes = [random_scene(rng) for _ in range(ENCODED_AT_ONCE)]
+    clips = np.stack([render(scene, rng, stage.frames, stage.size, stage.size) for scene in scenes])
+    return [scene.caption for scene in scenes], clips
 
 
 def rotary_tables(size: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -107,11 +119,12 @@ def train(
     start: TextAndTransformer | None = None,
     seed: int = 0,
     compiled: bool = True,
+    limit: float | None = None,
 ) -> tuple[TextAndTransformer, float]:
     """Run (or resume) ``stages``; the state is saved in ``folder`` every 100 steps.
 
     ``start`` is the text-to-video model to go on from; image-to-video grows from it, with zeros for the image's
-    channels. Returns the averaged model and the training time in seconds.
+    channels. After ``limit`` seconds of training it ends, whatever steps were left. Returns the averaged model and the training time in seconds.
     """
     torch.manual_seed(seed)
     vocabulary = architecture.build_tokenizer().get_vocab_size()
@@ -131,17 +144,17 @@ def train(
         stage = stages[state["stage"]]
         data = encode_clips(vae, stage, folder, seed)
         rotary = rotary_tables(stage.size, data["latents"].shape[1])
-        while state["step"] < stage.steps:
+        while (share := share_done(state, stage.steps, limit)) < 1:
             began = time.monotonic()
             rng = np.random.default_rng([seed, state["stage"], state["step"], len(name)])
             torch.manual_seed(int(rng.integers(2**31)))
             loss = step_loss(forward, data, alphas, rotary, stage, rng, vae.config.scaling_factor)
             loss.backward()
-            step_all(optimizers, model, cosine(state["step"], stage.steps, stage.rate, warmup=100))
+            step_all(optimizers, model, cosine(state["step"], share, stage.rate, warmup=100))
             ema.update(model)
             state["step"] += 1
             state["seconds"] += time.monotonic() - began
-            progress(state, stage.steps, float(loss.detach()))
+            progress(state, stage.steps, loss.detach())
             if state["step"] % 100 == 0:
                 save_state(path, state, model, optimizers, ema)
         state = {**state, "stage": state["stage"] + 1, "step": 0}
@@ -160,11 +173,11 @@ def step_loss(
     scaling: float,
 ) -> torch.Tensor:
     """Mean squared error of the predicted velocity ``sqrt(a)·noise − sqrt(1−a)·x0`` (Salimans & Ho 2022)."""
-    rows = torch.from_numpy(rng.integers(0, stage.clips, stage.batch))
-    x0 = data["latents"][rows].to(device()).float() * scaling
-    ids = data["ids"][rows].clone()
-    empty = torch.from_numpy(rng.random(stage.batch) < EMPTY_PROMPTS)
-    ids[empty] = F.pad(torch.ones(1, dtype=ids.dtype), (0, ids.shape[1] - 1))  # "" is </s> and padding
+    rows = torch.from_numpy(rng.integers(0, stage.clips, stage.batch)).to(device())
+    x0 = data["latents"][rows].float() * scaling
+    empty = torch.from_numpy(rng.random(stage.batch) < EMPTY_PROMPTS).to(device())
+    ids = data["ids"][rows]
+    ids = torch.where(empty[:, None], F.pad(torch.ones_like(ids[:1, :1]), (0, ids.shape[1] - 1)), ids)  # </s>, padding
     # One timestep from each of `batch` equal strata: the same coverage in every step, so a steadier gradient.
     place = (np.arange(stage.batch) + rng.random(stage.batch)) / stage.batch
     timestep = torch.from_numpy((place**SKEW * len(alphas)).astype(np.int64)).to(device())
@@ -173,10 +186,10 @@ def step_loss(
     noisy = a.sqrt() * x0 + (1 - a).sqrt() * noise
     if stage.image:
         image = torch.zeros_like(x0)
-        image[:, 0] = data["image"][rows].to(device()).float() * scaling
+        image[:, 0] = data["image"][rows].float() * scaling
         noisy = torch.cat([noisy, image], 2)
     with torch.autocast(device().type, torch.bfloat16):
-        velocity = forward(ids.to(device()), noisy, timestep, rotary).float()
+        velocity = forward(ids, noisy, timestep, rotary).float()
     return F.mse_loss(velocity, a.sqrt() * noise - (1 - a).sqrt() * x0)
 
 

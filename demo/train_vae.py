@@ -8,7 +8,9 @@ frame), which is why the cheap first stage carries over to clips.
 from __future__ import annotations
 
 import time
+import zlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch.nn import functional as F
 
 from demo import architecture
 from demo.clips import SIZE, random_scene, render
-from demo.training import Ema, Progress, cosine, device, load_state, save_state, step_all
+from demo.training import Ema, Progress, ahead, cosine, device, load_state, save_state, share_done, step_all
 
 
 @dataclass(frozen=True)
@@ -29,24 +31,27 @@ class Stage:
     frames: int
     size: int
     rate: float
+    decoder_only: bool = False  # latents stay what they are, and with them every transformer trained on them
 
 
-STAGES = (
+STAGES: tuple[Stage, ...] = (
     Stage(steps=1000, batch=16, frames=1, size=64, rate=2e-3),
     Stage(steps=1000, batch=4, frames=9, size=64, rate=6e-4),
+    Stage(steps=3000, batch=16, frames=17, size=SIZE, rate=6e-4, decoder_only=True),  # a GPU's minutes
 )
 KL_WEIGHT = 1.25e-5  # of the mean KL divergence of one latent value
 
 
-def batch_of_clips(rng: np.random.Generator, stage: Stage) -> torch.Tensor:
-    """Random crops of freshly rendered clips as float32 [batch, 3, frames, size, size] in −1…1."""
+def batch_of_clips(stage: Stage, seed: int, number: int, step: int) -> torch.Tensor:
+    """Random crops of freshly rendered clips as uint8 [batch, frames, size, size, 3], for one step of one stage."""
+    rng = np.random.default_rng([seed, number, step])
     clips = []
     for _ in range(stage.batch):
         scene = random_scene(rng)
         clip = render(scene, rng, frames=stage.frames)
         y, x = rng.integers(0, SIZE - stage.size + 1, 2)
         clips.append(clip[:, y : y + stage.size, x : x + stage.size])
-    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    return torch.from_numpy(np.stack(clips))
 
 
 def mean_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -54,13 +59,21 @@ def mean_kl(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
 
 
-def train(folder: Path, seed: int = 0) -> tuple[AutoencoderKLCogVideoX, float]:
-    """Run (or resume) all stages; the state is saved in ``folder`` every 100 steps.
+def train(
+    folder: Path,
+    stages: tuple[Stage, ...] = STAGES,
+    start: AutoencoderKLCogVideoX | None = None,
+    seed: int = 0,
+    limit: float | None = None,
+) -> tuple[AutoencoderKLCogVideoX, float]:
+    """Run (or resume) ``stages``; the state is saved in ``folder`` every 100 steps.
 
-    Returns the averaged model, its ``scaling_factor`` set from its latents, and the training time in seconds.
+    ``start`` is a trained VAE to go on from, whose ``scaling_factor`` stays. After ``limit`` seconds of training it ends,
+    whatever steps were left. Returns the averaged model, else with the
+    ``scaling_factor`` set from the latents, and the training time in seconds.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderKLCogVideoX(**architecture.VAE).to(device())
+    vae = start or AutoencoderKLCogVideoX(**architecture.VAE).to(device())
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     ]
@@ -68,30 +81,36 @@ def train(folder: Path, seed: int = 0) -> tuple[AutoencoderKLCogVideoX, float]:
     state: dict[str, Any] = {"stage": 0, "step": 0, "seconds": 0.0}
     state = load_state(folder / "vae.pt", vae, optimizers, ema) or state
     progress = Progress("vae")
-    while state["stage"] < len(STAGES):
-        stage = STAGES[state["stage"]]
-        while state["step"] < stage.steps:
+    while state["stage"] < len(stages):
+        stage = stages[state["stage"]]
+        vae.encoder.requires_grad_(not stage.decoder_only)
+        clips = ahead(partial(batch_of_clips, stage, seed, state["stage"]), range(state["step"], stage.steps))
+        for drawn in clips:
             began = time.monotonic()
-            rng = np.random.default_rng([seed, state["stage"], state["step"]])
-            torch.manual_seed(int(rng.integers(2**31)))
-            x = batch_of_clips(rng, stage).to(device())
+            torch.manual_seed(zlib.crc32(f"{seed} {state['stage']} {state['step']}".encode()))
+            x = drawn.to(device()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
             with torch.autocast(device().type, torch.bfloat16):
                 posterior = vae.encode(x).latent_dist
                 y = vae.decode(posterior.sample()).sample.float()
             loss = F.l1_loss(y, x) + F.mse_loss(y, x) + KL_WEIGHT * mean_kl(posterior.mean, posterior.logvar)
             loss.backward()
-            step_all(optimizers, vae, cosine(state["step"], stage.steps, stage.rate, warmup=50))
+            step_all(
+                optimizers, vae, cosine(state["step"], share_done(state, stage.steps, limit), stage.rate, warmup=50)
+            )
             ema.update(vae)
             state["step"] += 1
             state["seconds"] += time.monotonic() - began
-            progress(state, stage.steps, float(loss.detach()))
+            progress(state, stage.steps, loss.detach())
             if state["step"] % 100 == 0:
                 save_state(folder / "vae.pt", state, vae, optimizers, ema)
+            if share_done(state, stage.steps, limit) >= 1:
+                break
         state = {**state, "stage": state["stage"] + 1, "step": 0}
         save_state(folder / "vae.pt", state, vae, optimizers, ema)
     ema.copy_to(vae)
     vae.eval()
-    vae.register_to_config(scaling_factor=1 / latent_deviation(vae, seed))
+    if start is None:
+        vae.register_to_config(scaling_factor=1 / latent_deviation(vae, seed))
     return vae, state["seconds"]
 
 

@@ -6,11 +6,16 @@ import math
 import os
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+
+Made = TypeVar("Made")
 
 
 @cache
@@ -18,11 +23,17 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def cosine(step: int, steps: int, rate: float, warmup: int) -> float:
-    """Linear warm-up, then a half cosine down to a hundredth of ``rate``."""
+def cosine(step: int, share: float, rate: float, warmup: int) -> float:
+    """Linear warm-up over ``warmup`` steps, then a half cosine, by the ``share`` that is done, to a hundredth of ``rate``."""
     if step < warmup:
         return rate * (step + 1) / warmup
-    return rate * (0.01 + 0.99 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))) / 2)
+    return rate * (0.01 + 0.99 * (1 + math.cos(math.pi * min(share, 1.0))) / 2)
+
+
+def share_done(state: dict[str, Any], steps: int, limit: float | None) -> float:
+    """How much of a stage is done, 0…1: by its steps, or by the seconds ``limit`` that it may take, if that is more."""
+    by_time = state["seconds"] / limit if limit else 0.0
+    return max(float(state["step"] / steps), float(by_time))
 
 
 class Ema:
@@ -36,8 +47,7 @@ class Ema:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         with torch.no_grad():
-            for name, value in module.state_dict().items():
-                self.shadow[name].lerp_(value, 1 - decay)
+            torch._foreach_lerp_(list(self.shadow.values()), list(module.state_dict().values()), 1 - decay)
 
     def copy_to(self, module: torch.nn.Module) -> None:
         module.load_state_dict(self.shadow)
@@ -84,22 +94,39 @@ def load_state(path: Path, module: torch.nn.Module, optimizers: Optimizers, ema:
     return dict(saved["state"])
 
 
+def ahead(make: Callable[[int], Made], places: Iterable[int]) -> Iterator[Made]:
+    """``make`` of each place, in order, made by all cores while others are used; only a few at once, since clips are large."""
+    depth = 2 * (os.cpu_count() or 1)
+    with ThreadPoolExecutor(depth) as pool:
+        made: deque[Future[Made]] = deque()
+        for place in places:
+            made.append(pool.submit(make, place))
+            if len(made) > depth:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+
+
 class Progress:
-    """One line on stderr every 20 steps: step, smoothed loss, seconds left in the stage."""
+    """One line on stderr every 20 steps: step, smoothed loss, seconds left in the stage.
+
+    ``loss`` may be a tensor: it is read for that line alone, since reading it waits for the device.
+    """
 
     def __init__(self, name: str) -> None:
-        self.name, self.loss, self.last, self.pace = name, 0.0, time.monotonic(), 0.0
+        self.name, self.loss, self.last, self.pace = name, torch.zeros(()), time.monotonic(), 0.0
 
-    def __call__(self, state: dict[str, Any], steps: int, loss: float) -> None:
+    def __call__(self, state: dict[str, Any], steps: int, loss: torch.Tensor | float) -> None:
         now = time.monotonic()
         first = self.pace == 0.0
         self.pace = now - self.last if first else 0.9 * self.pace + 0.1 * (now - self.last)
+        loss = torch.as_tensor(loss)
         self.loss = loss if first else 0.95 * self.loss + 0.05 * loss
         self.last = now
         if state["step"] % 20 == 0 or state["step"] == steps:
             left = self.pace * (steps - state["step"])
             print(
-                f"{self.name} stage {state['stage']} step {state['step']}/{steps} loss {self.loss:.4f} "
+                f"{self.name} stage {state['stage']} step {state['step']}/{steps} loss {float(self.loss):.4f} "
                 f"{self.pace:.2f} s/step, {left:.0f} s left",
                 file=sys.stderr,
                 flush=True,
