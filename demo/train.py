@@ -26,6 +26,7 @@ def main() -> None:
         "--start", type=Path, help="a text-to-video checkpoint to go on from, with the last stages alone"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=float, help="seconds after which the training of a network ends")
     parser.add_argument("--threads", type=int, default=None, help="CPU threads")
     parser.add_argument(
         "--eager", action="store_true", help="do not compile (no C++ compiler needed, about 1.5x slower)"
@@ -39,11 +40,11 @@ def main() -> None:
         vae_stages, t2v_stages = vae_stages[-1:], t2v_stages[-1:]
         vae, start = train_vae.load(arguments.start), train_transformer.load(arguments.start)
         spent = json.loads((arguments.start / TRAINING).read_text())
-    vae, vae_seconds = train_vae.train(arguments.work, vae_stages, vae, arguments.seed)
+    vae, vae_seconds = train_vae.train(arguments.work, vae_stages, vae, arguments.seed, arguments.limit)
     spent["vae"] += round(vae_seconds)
     for task, stages in (("t2v", t2v_stages), ("i2v", train_transformer.IMAGE_STAGES)):
         start, seconds = train_transformer.train(
-            vae, arguments.work, task, stages, start, arguments.seed, not arguments.eager
+            vae, arguments.work, task, stages, start, arguments.seed, not arguments.eager, arguments.limit
         )
         spent[task] = spent.get(task, 0) + round(seconds)
         save_checkpoint(arguments.out / task, vae, start.text, start.transformer, task)
