@@ -77,7 +77,7 @@ format: $(READY)  ## Let ruff rewrite the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-model: $(READY)  ## Train the demo checkpoints again (hours on 2 cores; resumable)
+demo-model: $(READY)  ## Train the demo checkpoints again (work for a GPU; resumable)
 	$(BIN)/python -m demo.train
 
 peers: $(READY)  ## The environment of the quantizers that ours is compared with

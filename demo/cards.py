@@ -18,8 +18,8 @@ CHECKPOINTS = Path("demo/checkpoints")
 BARS = {"fidelity": 0.85, "reconstruction": 30.0, "first_frame": 24.0}
 HISTORY = """Made in two sessions: the
   first trained the VAE and 1,700 steps of t2v on smaller shapes at any place (`demo/` at commit b377a44); the second
-  went on from there with `--start`: 600 steps on single frames of larger shapes at any place, then today's stages
-  "frames", "full" and "image" on today's `demo/clips.py`. From nothing, the stages in `demo/train_transformer.py` have
+  went on from there with `--start`: 600 steps on single frames of larger shapes at any place, then the stages
+  "frames", "full" and "image" of `demo/` at commit efcd6d7. From nothing, the stages in `demo/train_transformer.py` have
   not been run in one go."""
 
 CARD = """---

@@ -124,7 +124,8 @@ def train(
     """Run (or resume) ``stages``; the state is saved in ``folder`` every 100 steps.
 
     ``start`` is the text-to-video model to go on from; image-to-video grows from it, with zeros for the image's
-    channels. After ``limit`` seconds of training it ends, whatever steps were left. Returns the averaged model and the training time in seconds.
+    channels. After ``limit`` seconds of training it ends, whatever steps and stages were left. Returns the averaged model
+    and the training time in seconds.
     """
     torch.manual_seed(seed)
     vocabulary = architecture.build_tokenizer().get_vocab_size()

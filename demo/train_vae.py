@@ -1,4 +1,4 @@
-"""Train the demo's 3D causal VAE: single frames first, then short crops.
+"""Train the demo's 3D causal VAE: single frames first, then short crops, then the decoder alone on whole clips.
 
 The loss is L1 + MSE on pixels in −1…1, plus a small KL term; the weights that are kept are an exponential moving
 average. A single frame trains the sum of each causal convolution's temporal taps (the causal padding repeats the first
@@ -8,7 +8,6 @@ frame), which is why the cheap first stage carries over to clips.
 from __future__ import annotations
 
 import time
-import zlib
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,8 +68,8 @@ def train(
     """Run (or resume) ``stages``; the state is saved in ``folder`` every 100 steps.
 
     ``start`` is a trained VAE to go on from, whose ``scaling_factor`` stays. After ``limit`` seconds of training it ends,
-    whatever steps were left. Returns the averaged model, else with the
-    ``scaling_factor`` set from the latents, and the training time in seconds.
+    whatever steps and stages were left. Returns the averaged model and the training time in seconds; without ``start``,
+    the model's ``scaling_factor`` is set from its latents.
     """
     torch.manual_seed(seed)
     vae = start or AutoencoderKLCogVideoX(**architecture.VAE).to(device())
@@ -87,7 +86,7 @@ def train(
         clips = ahead(partial(batch_of_clips, stage, seed, state["stage"]), range(state["step"], stage.steps))
         for drawn in clips:
             began = time.monotonic()
-            torch.manual_seed(zlib.crc32(f"{seed} {state['stage']} {state['step']}".encode()))
+            torch.manual_seed(int(np.random.default_rng([seed, state["stage"], state["step"]]).integers(2**31)))
             x = drawn.to(device()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
             with torch.autocast(device().type, torch.bfloat16):
                 posterior = vae.encode(x).latent_dist

@@ -31,7 +31,7 @@ def cosine(step: int, share: float, rate: float, warmup: int) -> float:
 
 
 def share_done(state: dict[str, Any], steps: int, limit: float | None) -> float:
-    """How much of a stage is done, 0…1: by its steps, or by the seconds ``limit`` that it may take, if that is more."""
+    """How much is done, from 0: of the stage by its steps, or of the network's ``limit`` in seconds, if that is more."""
     by_time = state["seconds"] / limit if limit else 0.0
     return max(float(state["step"] / steps), float(by_time))
 
