@@ -39,6 +39,24 @@ def partial_file(path: Path) -> Iterator[Path]:
         raise _explained(error, path) from error
 
 
+def check_writable(folder: Path, what: str) -> None:
+    """See that files can be made in ``folder``, which may have to be made first; ``what`` it is for begins a message.
+
+    Raises:
+        BadInput: they cannot.
+    """
+    try:
+        there = folder.absolute()
+        while not there.exists():
+            there = there.parent
+    except OSError as error:
+        raise BadInput(f"{what} cannot be used: {error.strerror}; choose another place") from error
+    if not there.is_dir():
+        raise BadInput(f"{what} cannot be written: {there} is not a folder; choose another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(f"{what} cannot be written: no permission in {there}; choose another place")
+
+
 def check_free(path: Path, replace: bool = False) -> None:
     """See that a folder can be made at ``path``, before the work whose result it is.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.runtime.atomic import npy_bytes, partial_file
+from reelquant.runtime.atomic import check_writable, npy_bytes, partial_file
 from reelquant.runtime.errors import BadInput
 
 Floats = NDArray[np.float32]
@@ -44,6 +44,14 @@ class EmbeddingCache:
         if embedding.dtype != np.float32 or embedding.ndim != 2 or len(embedding) != len(ids):
             raise BadInput(f"{path} is no embedding of {len(ids)} tokens; remove it, and it is made again")
         return embedding
+
+    def check(self) -> None:
+        """See that embeddings can be kept here, before a text encoder of gigabytes is loaded to make one.
+
+        Raises:
+            BadInput: the folder cannot be written.
+        """
+        check_writable(Path(self.folder), f"the embeddings' folder {self.folder}")
 
     def keep(self, ids: NDArray[np.int64], embedding: Floats) -> None:
         """Write an embedding, whole or not at all.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
 from pathlib import Path
@@ -22,6 +23,8 @@ PNG_END = b"IEND\xaeB`\x82"
 MAX_FILE_BYTES = 64 * 2**20
 # Below the 89 million where Pillow begins to warn of a decompression bomb.
 MAX_PIXELS = 40_000_000
+# As Path writes one: a second slash is lost. A scheme of one letter is a disk of Windows.
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def load_image(picture: Picture, height: int, width: int, what: str = "the image") -> NDArray[np.uint8]:
@@ -140,7 +143,8 @@ def readable_file(path: Path, what: str, most: int) -> Path:
         if stat.S_ISREG(found.st_mode):
             path.open("rb").close()
     except FileNotFoundError as error:
-        raise BadInput(f"{what} {path} does not exist; check the name") from error
+        todo = "download it, and name the file" if URL.match(str(path)) else "check the name"
+        raise BadInput(f"{what} {path} does not exist; {todo}") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         why = getattr(error, "strerror", None) or error
         raise BadInput(f"{what} {path} cannot be read: {why}; check the name and its permissions") from error

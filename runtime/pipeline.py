@@ -25,6 +25,7 @@ from reelquant.runtime.progress import SILENT, Progress, Stopwatch
 from reelquant.runtime.remake import pixels_digest
 from reelquant.runtime.request import Request, Settings, settle
 from reelquant.runtime.sizes import Size
+from reelquant.runtime.tiles import tilings
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.trust import OWN, Trust
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
@@ -54,6 +55,8 @@ class Pipeline:
         self.bundle, self.timer = bundle, Stopwatch()
         self._threads, self._tiled, self._keep, self._trust = thread_count(threads), tiled, keep, trust
         check_base(bundle, self.engine)
+        if tiled:  # the decoder asks again, after the denoising
+            tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial)
         self._loaded: dict[str, Any] = {}
         manifest = bundle.manifest
         bundle.check_hashes(lambda name: name == TOKENIZER)
@@ -196,13 +199,16 @@ class Pipeline:
         Prompts are encoded one by one, so that an embedding has the same bits whether it was kept or not.
 
         Raises:
-            BadInput: the prompt is empty or too long.
+            BadInput: the prompt is empty or too long, or what is missing could not be kept.
         """
         ids = [self.tokenizer.encode(prompt)]
         if guided:
             ids.insert(0, self.tokenizer.encode(negative, allow_empty=True))
         embeds = [self._cache.find(each) if self._cache else None for each in ids]
-        encoder = self._plan("text_encoder") if any(each is None for each in embeds) else None
+        missing = any(each is None for each in embeds)
+        if missing and self._cache:
+            self._cache.check()
+        encoder = self._plan("text_encoder") if missing else None
         with self.timer("text"), progress.stage("text", len(ids)) as advance:
             for i, each in enumerate(ids):
                 if encoder is not None and embeds[i] is None:

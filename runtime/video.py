@@ -23,10 +23,10 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from reelquant.runtime.atomic import npy_bytes, partial_file
+from reelquant.runtime.atomic import check_writable, npy_bytes, partial_file
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.flaws import flaws
-from reelquant.runtime.images import Picture, checked_pixels, load_image, readable_file
+from reelquant.runtime.images import URL, Picture, checked_pixels, load_image, readable_file
 
 # A file's path, uint8 [frames, height, width, 3], or pictures one after the other.
 Video: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Sequence[Picture]
@@ -92,27 +92,23 @@ def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFI
     """Return ``path`` when a clip could be saved there; to be asked before hours of work, not after.
 
     Raises:
-        BadInput: its suffix is not one of ``suffixes``, it is a folder or device, or its folder cannot be written.
+        BadInput: its suffix is not one of ``suffixes``, it is a folder, device or URL, or its folder cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise BadInput(f"output {path} does not end in one of {', '.join(suffixes)}; rename it")
     if "\0" in str(path):
         raise BadInput(f"output {str(path)!r} has a zero byte in its name; rename it")
+    if URL.match(str(path)) and not Path(path.parts[0]).exists():
+        raise BadInput(f"output {path} is an address, and clips are saved as files; name one on this machine")
     try:
         if path.is_dir():
             raise BadInput(f"output {path} is a folder; name a file in it")
         if path.exists() and not path.is_file():
             raise BadInput(f"output {path} is a device or pipe; name a regular file")
-        folder = path.absolute().parent
-        while not folder.exists():
-            folder = folder.parent
     except OSError as error:
         raise BadInput(f"output {path} cannot be used: {error.strerror}; choose another place") from error
-    if not folder.is_dir():
-        raise BadInput(f"output {path} is inside {folder}, which is not a folder; choose another place")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"output {path} cannot be written: no permission in {folder}; choose another place")
+    check_writable(path.absolute().parent, f"output {path}")
     return path
 
 

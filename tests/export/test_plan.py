@@ -67,6 +67,21 @@ def test_what_fits_is_found_by_asking_for_less(full: Checkpoint) -> None:
     assert nearest_fit(full, defaults, wanted, 10**9, 10**12) is None
 
 
+def test_a_size_that_is_only_a_bound_of_the_positions_is_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Copies of 1.5 say 300x300; clips of 2400x2400 would be made by default."""
+    small = VARIANTS["cogvideox1.5-5b-i2v"].reduced()
+    untrained = replace(small, transformer={**small.transformer, "sample_height": 300, "sample_width": 300})
+    write_checkpoint(tmp_path / "copy", untrained, sparse=True)
+    ask = ("export", tmp_path / "copy", tmp_path / "out", "--plan", "--json")
+    shown = run(capfd, *ask)
+    assert shown.code == 2 and "so clips of 2400x2400: more than such models are trained at" in shown.err
+    assert "usually --size 768x1360" in shown.err
+    plan = json.loads(run(capfd, *ask, "--size", "96x176", "--frames", "17").out)
+    assert plan["latent_shape"][2:] == [12, 22]
+
+
 def test_a_plan_that_fits_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     ask = ("export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan")
     plan = json.loads(run(capfd, *ask, "--json").out)

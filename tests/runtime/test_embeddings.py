@@ -66,3 +66,30 @@ def test_a_damaged_embedding_is_named(tiny_bundle: TinyBundleMaker, tmp_path: Pa
         file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(BadInput, match="is damaged .*; remove it, and it is made again"):
         pipeline.encode_prompt(PROMPT)
+
+
+def test_a_folder_that_cannot_be_filled_is_refused_before_the_encoder_is_loaded(
+    tiny_bundle: TinyBundleMaker, tmp_path: Path, capfd: Capture
+) -> None:
+    bundle = tiny_bundle("t2v")
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "kept"):
+        said = refused(
+            capfd, tmp_path, "generate", bundle.path, PROMPT, "--embeddings", folder, "-o", tmp_path / "a.mp4"
+        )
+        assert f"the embeddings' folder {folder} cannot be written: {tmp_path / 'file'} is not a folder" in said
+        pipeline = Pipeline(bundle, embeddings=folder)
+        with pytest.raises(BadInput):
+            pipeline.encode_prompt(PROMPT)
+        assert not pipeline._loaded
+
+
+def test_a_folder_that_has_them_all_may_be_read_only(
+    tiny_bundle: TinyBundleMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle("t2v")
+    Pipeline(bundle, embeddings=tmp_path).encode_prompt(PROMPT)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    Pipeline(bundle, embeddings=tmp_path).encode_prompt(PROMPT)
+    with pytest.raises(BadInput, match="no permission in"):
+        Pipeline(bundle, embeddings=tmp_path).encode_prompt("a blue circle")
