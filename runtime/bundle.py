@@ -26,12 +26,13 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> Bundle:
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
         """Read the manifest and check every file's presence and size (hashes are checked when a file is used).
 
         Raises:
             BundleError: not a bundle, or a file is missing or truncated.
         """
+        path = Path(path)
         where = path / manifests.FILE
         if not path.is_dir():
             raise BundleError(f"{path} is not a bundle: no such folder; make one with: reelquant export CHECKPOINT OUT")

@@ -47,6 +47,10 @@ def pytest_configure(config: pytest.Config) -> None:
     work that is split among threads, a test starts a process that takes all of ``EVERY_CORE``.
     """
     cores, worker = sorted(EVERY_CORE), getattr(config, "workerinput", None)
+    if worker is None and (processes := config.getoption("numprocesses", None)):
+        # NumPy is loaded before a worker knows its cores. Threads of OpenBLAS that share one core spin for each other, and
+        # a product then takes ten times as long.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, len(cores) // processes)))
     if worker is not None and hasattr(os, "sched_setaffinity"):
         first, count = int(worker["workerid"].removeprefix("gw")), worker["workercount"]
         os.sched_setaffinity(0, cores[first % len(cores) :: count])

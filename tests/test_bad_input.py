@@ -109,7 +109,7 @@ def test_prompts(prompt: str, message: str, t2v: Path, tmp_path: Path, capfd: Ca
         ("t2v", "t2v does not end in one of"),
         (
             "t2v/manifest.json/a.mp4",
-            "which is not a folder; choose another place|Not a directory; choose another place",
+            "is not a folder; choose another place|Not a directory; choose another place",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -78,8 +79,7 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
         give_back_at_once()
-    if threads := thread_count(threads):
-        options.intra_op_num_threads = threads
+    options.intra_op_num_threads = thread_count(threads) or _fewer_cores()
     for entry, value in _int8_entries(graph).items() if on_cpu() else ():
         options.add_session_config_entry(entry, value)
     if _has_fp8(graph) and on_cpu():
@@ -97,6 +97,17 @@ def open(graph: Path, threads: int | None = None, lean: bool = False) -> EngineP
         raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
     check_provider(session.get_providers(), providers)
     return _OnnxRuntimePlan(session, graph)
+
+
+def _fewer_cores() -> int:
+    """How many cores this process may use where they are not all (taskset, a container's cpuset), else 0.
+
+    Left to itself, ONNX Runtime starts a thread for every core of the machine, and those spin for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def check_provider(started: Sequence[str], wanted: Sequence[Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from reelquant.runtime.engine import ENGINES, Array, engine_module, engine_version, open_plan, thread_count
 from reelquant.runtime.engines.onnxruntime import check_provider
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
+from tests.conftest import EVERY_CORE, TinyBundleMaker
 
 EACH_ENGINE = pytest.mark.parametrize("engine", sorted(ENGINES))
 # No-ops around each name that matters, and an input that nothing reads.
@@ -131,3 +135,24 @@ def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         thread_count(None)
     monkeypatch.delenv("REELQUANT_THREADS")
     assert thread_count(None) is None
+
+
+_THREADS = """
+import os, sys
+import onnxruntime
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engine import open_plan
+os.sched_setaffinity(0, {int(sys.argv[2])})
+before = len(os.listdir("/proc/self/task"))
+plan = open_plan("onnxruntime", Bundle.open(sys.argv[1]).graph("text_encoder", "main"))
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(len(EVERY_CORE) < 2 or not Path("/proc/self/task").is_dir(), reason="needs two cores, and Linux")
+def test_onnxruntime_keeps_to_the_cores_that_it_may_use(tiny_bundle: TinyBundleMaker) -> None:
+    """Its own choice is a thread pinned to each core of the machine."""
+    command = [sys.executable, "-c", _THREADS, str(tiny_bundle("t2v").path), str(min(EVERY_CORE))]
+    environment = {name: value for name, value in os.environ.items() if name != "REELQUANT_THREADS"}
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert ran.stdout == "0\n"
