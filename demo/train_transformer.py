@@ -7,7 +7,6 @@ single frames (a quarter of the tokens), on which the model learns to draw; whol
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from transformers import T5Config, T5EncoderModel
 
 from demo import architecture
 from demo.clips import FRAMES, SIZE, random_scene, render
-from demo.training import Ema, Progress, ahead, cosine, device, load_state, save_state, share_done, step_all
+from demo.training import Progress, Training, ahead, device
 
 
 @dataclass(frozen=True)
@@ -135,33 +134,22 @@ def train(
     schedule = CogVideoXDDIMScheduler(**architecture.SCHEDULER)
     alphas = schedule.alphas_cumprod.float().to(device())
     optimizers = split_optimizers(model)
-    ema = Ema(model, 0.997)
-    path = folder / f"{name}.pt"
-    state: dict[str, Any] = {"stage": 0, "step": 0, "seconds": 0.0}
-    state = load_state(path, model, optimizers, ema) or state
+    training = Training(folder / f"{name}.pt", model, optimizers, 0.997, limit)
     forward = torch.compile(model) if compiled else model
-    progress = Progress(name)
-    while state["stage"] < len(stages):
-        stage = stages[state["stage"]]
+    for stage in training.left(stages):
         data = encode_clips(vae, stage, folder, seed)
         rotary = rotary_tables(stage.size, data["latents"].shape[1])
-        while (share := share_done(state, stage.steps, limit)) < 1:
-            began = time.monotonic()
-            rng = np.random.default_rng([seed, state["stage"], state["step"], len(name)])
+        place = [seed, training.state["stage"]]
+
+        def loss_of(
+            step: int, stage: Stage = stage, data: Any = data, rotary: Any = rotary, place: list[int] = place
+        ) -> torch.Tensor:
+            rng = np.random.default_rng([*place, step, len(name)])
             torch.manual_seed(int(rng.integers(2**31)))
-            loss = step_loss(forward, data, alphas, rotary, stage, rng, vae.config.scaling_factor)
-            loss.backward()
-            step_all(optimizers, model, cosine(state["step"], share, stage.rate, warmup=100))
-            ema.update(model)
-            state["step"] += 1
-            state["seconds"] += time.monotonic() - began
-            progress(state, stage.steps, loss.detach())
-            if state["step"] % 100 == 0:
-                save_state(path, state, model, optimizers, ema)
-        state = {**state, "stage": state["stage"] + 1, "step": 0}
-        save_state(path, state, model, optimizers, ema)
-    ema.copy_to(model)
-    return model.eval(), state["seconds"]
+            return step_loss(forward, data, alphas, rotary, stage, rng, vae.config.scaling_factor)
+
+        training.run(stage.steps, stage.rate, 100, loss_of)
+    return model, training.finish()
 
 
 def step_loss(

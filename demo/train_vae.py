@@ -7,11 +7,11 @@ frame), which is why the cheap first stage carries over to clips.
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from demo import architecture
 from demo.clips import SIZE, random_scene, render
-from demo.training import Ema, Progress, ahead, cosine, device, load_state, save_state, share_done, step_all
+from demo.training import Training, ahead, device
 
 
 @dataclass(frozen=True)
@@ -76,41 +76,31 @@ def train(
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
     ]
-    ema = Ema(vae, 0.995)
-    state: dict[str, Any] = {"stage": 0, "step": 0, "seconds": 0.0}
-    state = load_state(folder / "vae.pt", vae, optimizers, ema) or state
-    progress = Progress("vae")
-    while state["stage"] < len(stages):
-        stage = stages[state["stage"]]
+    training = Training(folder / "vae.pt", vae, optimizers, 0.995, limit)
+    for stage in training.left(stages):
+        number = training.state["stage"]
         vae.encoder.requires_grad_(not stage.decoder_only)
-        clips = ahead(partial(batch_of_clips, stage, seed, state["stage"]), range(state["step"], stage.steps))
-        for drawn in clips:
-            began = time.monotonic()
-            torch.manual_seed(int(np.random.default_rng([seed, state["stage"], state["step"]]).integers(2**31)))
-            x = drawn.to(device()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-            with torch.autocast(device().type, torch.bfloat16):
-                posterior = vae.encode(x).latent_dist
-                y = vae.decode(posterior.sample()).sample.float()
-            loss = F.l1_loss(y, x) + F.mse_loss(y, x) + KL_WEIGHT * mean_kl(posterior.mean, posterior.logvar)
-            loss.backward()
-            step_all(
-                optimizers, vae, cosine(state["step"], share_done(state, stage.steps, limit), stage.rate, warmup=50)
-            )
-            ema.update(vae)
-            state["step"] += 1
-            state["seconds"] += time.monotonic() - began
-            progress(state, stage.steps, loss.detach())
-            if state["step"] % 100 == 0:
-                save_state(folder / "vae.pt", state, vae, optimizers, ema)
-            if share_done(state, stage.steps, limit) >= 1:
-                break
-        state = {**state, "stage": state["stage"] + 1, "step": 0}
-        save_state(folder / "vae.pt", state, vae, optimizers, ema)
-    ema.copy_to(vae)
-    vae.eval()
+        places = range(training.state["step"], stage.steps)
+        with closing(ahead(partial(batch_of_clips, stage, seed, number), places)) as clips:
+
+            def loss_of(step: int, number: int = number, clips: Iterator[torch.Tensor] = clips) -> torch.Tensor:
+                torch.manual_seed(int(np.random.default_rng([seed, number, step]).integers(2**31)))
+                return reconstruction_loss(vae, next(clips))
+
+            training.run(stage.steps, stage.rate, 50, loss_of)
+    seconds = training.finish()
     if start is None:
         vae.register_to_config(scaling_factor=1 / latent_deviation(vae, seed))
-    return vae, state["seconds"]
+    return vae, seconds
+
+
+def reconstruction_loss(vae: AutoencoderKLCogVideoX, clips: torch.Tensor) -> torch.Tensor:
+    """L1 + MSE on pixels in −1…1 and the KL term, of clips uint8 [batch, frames, height, width, 3]."""
+    x = clips.to(device()).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    with torch.autocast(device().type, torch.bfloat16):
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample.float()
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + KL_WEIGHT * mean_kl(posterior.mean, posterior.logvar)
 
 
 def load(checkpoint: Path) -> AutoencoderKLCogVideoX:

@@ -1,4 +1,4 @@
-"""What both trainers share: averaged weights, resumable state, the learning-rate curve, a progress line."""
+"""What both trainers share: one resumable loop, with averaged weights, the learning-rate curve and a progress line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 Made = TypeVar("Made")
+Stage = TypeVar("Stage")
 
 
 @cache
@@ -94,7 +95,54 @@ def load_state(path: Path, module: torch.nn.Module, optimizers: Optimizers, ema:
     return dict(saved["state"])
 
 
-def ahead(make: Callable[[int], Made], places: Iterable[int]) -> Iterator[Made]:
+class Training:
+    """A network's training by stages: every 100 steps all of it is in ``path``, and a new one goes on from there.
+
+    ``decay`` is that of the averaged weights, ``limit`` the seconds after which training ends, whatever steps and stages
+    were left.
+    """
+
+    def __init__(
+        self, path: Path, module: torch.nn.Module, optimizers: Optimizers, decay: float, limit: float | None
+    ) -> None:
+        self.path, self.module, self.optimizers, self.limit = path, module, optimizers, limit
+        self.ema = Ema(module, decay)
+        state = load_state(path, module, optimizers, self.ema)
+        self.state: dict[str, Any] = state or {"stage": 0, "step": 0, "seconds": 0.0}
+        self._progress = Progress(path.stem)
+
+    def left(self, stages: Sequence[Stage]) -> Iterator[Stage]:
+        """The stages that are not done yet; each counts as done when the next one is asked for."""
+        while self.state["stage"] < len(stages):
+            yield stages[self.state["stage"]]
+            self.state = {**self.state, "stage": self.state["stage"] + 1, "step": 0}
+            self._save()
+
+    def run(self, steps: int, rate: float, warmup: int, loss_of: Callable[[int], torch.Tensor]) -> None:
+        """The steps of one stage that are left: ``loss_of`` each is made small, at a rate of at most ``rate``."""
+        while (share := share_done(self.state, steps, self.limit)) < 1:
+            began = time.monotonic()
+            loss = loss_of(self.state["step"])
+            loss.backward()
+            step_all(self.optimizers, self.module, cosine(self.state["step"], share, rate, warmup))
+            self.ema.update(self.module)
+            self.state["step"] += 1
+            self.state["seconds"] += time.monotonic() - began
+            self._progress(self.state, steps, loss.detach())
+            if self.state["step"] % 100 == 0:
+                self._save()
+
+    def finish(self) -> float:
+        """Put the averaged weights into the network; the seconds that its training took."""
+        self.ema.copy_to(self.module)
+        self.module.eval()
+        return float(self.state["seconds"])
+
+    def _save(self) -> None:
+        save_state(self.path, self.state, self.module, self.optimizers, self.ema)
+
+
+def ahead(make: Callable[[int], Made], places: Iterable[int]) -> Generator[Made]:
     """``make`` of each place, in order, made by all cores while others are used; only a few at once, since clips are large."""
     depth = 2 * (os.cpu_count() or 1)
     with ThreadPoolExecutor(depth) as pool:
