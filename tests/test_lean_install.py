@@ -1,5 +1,5 @@
 """A fresh environment with the base install and an engine, and nothing else of ours, renders clips: with today's versions, and
-with the lowest that pyproject.toml allows.
+with the lowest that pyproject.toml allows. The lowest of the export's packages export.
 """
 
 from __future__ import annotations
@@ -15,6 +15,29 @@ import pytest
 from tests.conftest import ROOT, BundleMaker
 
 ABSENT = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors")
+
+
+def requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """The base install's, and those of each extra."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project["dependencies"], project["optional-dependencies"]
+
+
+def lowest(wanted: list[str]) -> list[str]:
+    assert all(requirement.count(">=") == 1 for requirement in wanted)
+    return [requirement.replace(">=", "==") for requirement in wanted]
+
+
+def installed(place: Path, packages: list[str]) -> Path:
+    """The Python of a new environment with these packages and ours."""
+    python = place / "venv" / "bin" / "python"
+    for command in (
+        (sys.executable, "-m", "venv", place / "venv"),
+        (python, "-m", "pip", "install", "--quiet", *packages),
+        (python, "-m", "pip", "install", "--quiet", "--no-deps", ROOT),
+    ):
+        subprocess.run([str(part) for part in command], check=True, cwd=place)
+    return python
 
 
 @pytest.mark.slow
@@ -42,18 +65,8 @@ def test_the_lean_install_renders_both_clips(demo_bundle: BundleMaker, tmp_path:
 @pytest.mark.timeout(1800)
 def test_the_lowest_versions_render_a_clip(demo_bundle: BundleMaker, tmp_path: Path) -> None:
     """A floor that nobody tried is a guess."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["openvino"], *extras["onnxruntime"]]
-    lowest = [requirement.replace(">=", "==") for requirement in wanted]
-    assert all(requirement.count("==") == 1 for requirement in lowest)
-    python = tmp_path / "venv" / "bin" / "python"
-    for command in (
-        (sys.executable, "-m", "venv", tmp_path / "venv"),
-        (python, "-m", "pip", "install", "--quiet", *lowest),
-        (python, "-m", "pip", "install", "--quiet", "--no-deps", ROOT),
-    ):
-        subprocess.run([str(part) for part in command], check=True, cwd=tmp_path)
+    base, extras = requirements()
+    python = installed(tmp_path, lowest([*base, *extras["openvino"], *extras["onnxruntime"]]))
     for engine in ("openvino", "onnxruntime"):
         clip = tmp_path / f"{engine}.mp4"
         options = ("--seed", "1", "--steps", "2", "--engine", engine, "-o", str(clip), "--json")
@@ -63,3 +76,14 @@ def test_the_lowest_versions_render_a_clip(demo_bundle: BundleMaker, tmp_path: P
         )
         assert ran.returncode in (0, 1), ran.stderr  # 1: two steps make a poor clip
         assert json.loads(ran.stdout)["frames"] == 17 and clip.stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_lowest_versions_export(tmp_path: Path) -> None:
+    """Beside them the base install's are newer: diffusers itself wants that."""
+    base, extras = requirements()
+    python = installed(tmp_path, [*base, *lowest([*extras["export"], *extras["openvino"]])])
+    command = ("export", str(ROOT / "demo" / "checkpoints" / "t2v"), "out", "--precision", "int8", "--data", "demo")
+    subprocess.run([str(python.with_name("reelquant")), *command], check=True, cwd=tmp_path)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text("utf-8"))["precision"] == "int8"
