@@ -24,7 +24,7 @@ class Part:
     """Half a block, or what stands before and after the blocks: the worst difference of what it hands on, over all steps,
     and of each linear's output with its bias, in graph order. ``reach`` is how far a quantized linear's activation could go, as a multiple
     of the largest that it was: below 1, values were cut off; far above, the steps are coarse. ``engine`` is how far each
-    linear's output on the engine is from the same graph's on the reference engine, fed the same: empty where that is the
+    linear's output on the engine is from the reference engine's, fed the engine's activation: empty where that is the
     engine. ``dead`` are quantized linears that were fed nothing but zeros, so that nothing can be lost in them.
     """
 
@@ -67,13 +67,14 @@ def _part(
     linears = {linear.name: output_of(linear).name or "" for linear in linear_nodes(models["teacher"])}
     scales = {linear.name: scale for linear in linear_nodes(models["other"]) if (scale := _scale(linear)) is not None}
     largest = {read: 0.0 for read, _ in scales.values()}
+    alone = _linears_alone(models["other"], list(linears.values()))
     plans = {}
     for side, model in models.items():
         known = {value.name: value for node in model.graph for value in node.outputs}
         lacking = {*handed_on, *linears.values()} - known.keys()
         if lacking:
             raise BundleError(f"the graph lacks {min(lacking)}, which its teacher has; it is not made from it")
-        for name in [*linears.values(), *(largest if side == "other" else ())]:
+        for name in [*linears.values(), *(value.name or "" for value in alone.graph.inputs if side == "other")]:
             if name in known and not known[name].is_graph_output():
                 model.graph.outputs.append(known[name])
         path = folder / side / f"{number}.onnx"
@@ -81,7 +82,9 @@ def _part(
         plans[side] = open_plan(REFERENCE_ENGINE if side == "teacher" else engine, path, lean=True)
     reference = None
     if engine != REFERENCE_ENGINE:
-        reference = open_plan(REFERENCE_ENGINE, folder / "other" / f"{number}.onnx", lean=True)
+        path = folder / "other" / f"{number}-linears.onnx"
+        ir.save(alone, path)
+        reference = open_plan(REFERENCE_ENGINE, path, lean=True)
     worst: dict[str, Difference] = {}
     apart: dict[str, Difference] = {}
     for sample in values:
@@ -91,7 +94,7 @@ def _part(
                 each = Difference.of(found[name], wanted[name])
                 worst[name] = max(worst.get(name, each), each, key=_badness)
         if reference is not None:
-            exact = reference.run(_fed(models["other"], sample))
+            exact = reference.run(_fed(alone, {**sample, **found}))
             for linear, name in linears.items():
                 each = Difference.of(found[name], exact[name])
                 apart[linear] = max(apart.get(linear, each), each, key=_badness)
@@ -104,6 +107,19 @@ def _part(
     reach = {name: top / largest[read] for name, (read, top) in scales.items() if largest[read] > 0}
     dead = tuple(name for name, (read, _) in scales.items() if largest[read] == 0)
     return Part(number, outer, {linear: worst[name] for linear, name in linears.items()}, reach, apart, dead)
+
+
+def _linears_alone(model: ir.Model, outputs: list[str]) -> ir.Model:
+    """The part's linears, each from the activation that is quantized, so that the reference engine can be fed the engine's own:
+    values that lie on a rounding boundary would else be rounded to one side here and to the other there.
+    """
+    known = {value.name: value for node in model.graph for value in node.outputs}
+    known |= {value.name: value for value in model.graph.inputs}
+    read = dict.fromkeys(linear.activation for linear in linear_nodes(model))
+    wanted = [known[name] for name in outputs if name in known]
+    graph = ir.convenience.extract(model.graph, [known[name] for name in read], wanted)
+    graph.opset_imports.update(model.graph.opset_imports)
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 def _scale(linear: Linear) -> tuple[str, float] | None:
