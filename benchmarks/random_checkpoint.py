@@ -140,8 +140,13 @@ def _write_shard(path: Path, shapes: Shapes, dtype: str, seed: int | None) -> No
             file.write(draw(name, shape, rng).astype(_DTYPES[dtype]).tobytes())
 
 
+_ENGLISH = 500  # pieces
+
+
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
-    """A real sentencepiece model, as the published checkpoints have it, of a few hundred pieces of English."""
+    """A real sentencepiece model, as the published checkpoints have it: a few hundred pieces of English, and as many that no
+    prompt has as the text encoder's table has rows for.
+    """
     import sentencepiece
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +157,8 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
         sentencepiece.SentencePieceTrainer.train(
             input=str(corpus),
             model_prefix=str(Path(scratch) / "spiece"),
-            vocab_size=min(500, vocabulary - 100),
+            vocab_size=vocabulary - 100,
+            user_defined_symbols=[f"<unused_{number}>" for number in range(vocabulary - 100 - _ENGLISH)],
             hard_vocab_limit=False,
             model_type="unigram",
             pad_id=0,
