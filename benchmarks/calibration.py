@@ -27,7 +27,7 @@ from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.teacher import Step, Trial, pooled_rel_l2, velocities
 from reelquant.runtime.bundle import Bundle
 
@@ -60,7 +60,7 @@ def group_share(ranges: Ranges, names: list[str], groups: NDArray[np.int64]) -> 
 def int8_error(bundle: Bundle, ranges: Ranges, steps: list[Step]) -> float:
     model = load_mapped(bundle.graph("transformer", "main"))
     insert_qdq(model, ranges, Recipe.load("int8"))
-    with scratch_plan(model, bundle.path, "openvino") as plan:
+    with scratch_session(model, bundle.path, "openvino") as plan:
         return pooled_rel_l2(velocities(plan, steps), [step.velocity for step in steps])
 
 

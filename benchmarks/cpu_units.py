@@ -38,7 +38,9 @@ from reelquant.quant.timing import in_turns, ratios, step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.cpu_units import instruction_sets
 from reelquant.runtime.doctor import machine
-from reelquant.runtime.engine import Feeds, Plan, engine_module
+from reelquant.runtime.engines import onnxruntime, openvino
+from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.session import Feeds
 from reelquant.runtime.sizes import Size
 
 PRECISIONS = ("fp32", "int8", "int8-reduced", "int8-weight")
@@ -90,12 +92,11 @@ def fed(network: str, bundles: Path, graph: Path) -> tuple[Sequence[Feeds], str]
 def measure(
     network: str, graphs: Mapping[str, Path], engine: str, feeds: Sequence[Feeds], output: str, repeats: int
 ) -> list[dict[str, Any]]:
-    module = engine_module(engine)
-    plans: dict[str, Plan] = {precision: module.open(graph) for precision, graph in graphs.items()}
-    if engine == "openvino" and module.saturates() and "decoder" not in network:
-        kept, module._overflows = module._overflows, lambda model: False
-        plans[SATURATING] = module.open(graphs["int8"])
-        module._overflows = kept
+    plans = {precision: open_onnx(engine, graph) for precision, graph in graphs.items()}
+    if engine == "openvino" and openvino.saturates() and "decoder" not in network:
+        kept, openvino._overflows = openvino._overflows, lambda model: False
+        plans[SATURATING] = open_onnx(engine, graphs["int8"])
+        openvino._overflows = kept
     wanted = [plans["fp32"].run({name: each[name] for name in plans["fp32"].inputs})[output] for each in feeds]
     lost = {
         precision: pooled_rel_l2((plan.run({n: each[n] for n in plan.inputs})[output] for each in feeds), wanted)
@@ -112,7 +113,7 @@ def measure(
 def worker(arguments: argparse.Namespace) -> None:
     graphs = {precision: Path(path) for precision, path in json.loads(arguments.graphs).items()}
     if arguments.units == "no VNNI":
-        engine_module("onnxruntime").has_int8_units = lambda: False
+        setattr(onnxruntime, "has_int8_units", lambda: False)  # noqa: B010 - mypy knows no such attribute
         graphs = {precision: path for precision, path in graphs.items() if precision != "int8-reduced"}
     feeds, output = fed(arguments.network, arguments.bundles, graphs["fp32"])
     rows = measure(arguments.network, graphs, arguments.engine, feeds, output, arguments.repeats)

@@ -31,12 +31,11 @@ from reelquant.quant.calibrate import Recorder, observed_transformer
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.static_shapes import static_copy
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import engine_version
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+from reelquant.runtime.engines.options import BuildSpec, parse_gpus
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt.flavor import RTX
-from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
+from reelquant.runtime.engines.tensorrt.stage import build_engines
 from reelquant.runtime.manifest import BASES
 from reelquant.runtime.sizes import Size, parse_clip
 
@@ -69,7 +68,7 @@ def random_ranges(bundle: Bundle) -> Ranges:
             recorder.see(0, feeds, plan.run(feeds))
     finally:
         observed.unlink(missing_ok=True)
-    made = Provenance("t2v", 1, 1, "", 1, 9, 64, 32, "onnxruntime", engine_version("onnxruntime"), bundle.digest)
+    made = Provenance("t2v", 1, 1, "", 1, 9, 64, 32, "onnxruntime", get_engine("onnxruntime").version(), bundle.digest)
     return recorder.ranges(made)
 
 
@@ -90,11 +89,10 @@ def in_precision(fp32: Bundle, precision: str, base: str) -> Bundle:
 def build(path: str, clip: str, gpus: str, tiled: bool, cache: str) -> list[dict[str, Any]]:
     """Build all engines of a bundle, twice; their evidence, and the seconds of the second time."""
     frames, height, width = map(int, clip.split("x"))
-    options = BuildOptions(tuple(gpus.split(",")))
-    wanted = Wanted((Size(frames, height, width),), False, tiled, options, Path(cache), static_copy)
-    built = build_engines(Bundle.open(Path(path)), RTX, wanted)
+    spec = BuildSpec((Size(frames, height, width),), False, tiled, parse_gpus(gpus), cache=Path(cache))
+    built = build_engines(Bundle.open(Path(path)), RTX, spec)
     began = time.monotonic()
-    build_engines(built, RTX, wanted)
+    build_engines(built, RTX, spec)
     again = round(time.monotonic() - began, 3)
     return [
         {"graph": f"{each['component']}/{each['graph']}", **each["evidence"], "again_seconds": again}

@@ -107,12 +107,12 @@ def ort_open(arguments: argparse.Namespace) -> Facts:
     import onnxruntime
 
     from reelquant.runtime.bundle import Bundle
-    from reelquant.runtime.engines import onnxruntime as engine
+    from reelquant.runtime.engines.registry import get_engine, open_onnx
 
     preload(onnxruntime)
     bundle = Bundle.open(arguments.bundles / "demo-t2v-fp32")
-    found: Facts = {"devices": engine.devices()}
-    plan: Any = engine.open(bundle.graph("transformer", "main"))
+    found: Facts = {"devices": get_engine("onnxruntime").report().devices}
+    plan: Any = open_onnx("onnxruntime", bundle.graph("transformer", "main"))
     found["providers"] = plan._session.get_providers()
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
@@ -173,9 +173,9 @@ def ort_clip(arguments: argparse.Namespace) -> Facts:
 def rtx(arguments: argparse.Namespace) -> Facts:
     """What TensorRT-RTX says of this GPU, and a build for it."""
     from reelquant.runtime.bundle import Bundle
-    from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+    from reelquant.runtime.engines.options import BuildSpec
     from reelquant.runtime.engines.tensorrt.flavor import RTX
-    from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
+    from reelquant.runtime.engines.tensorrt.stage import build_engines
     from reelquant.runtime.engines.tensorrt.targets import buildable
     from reelquant.runtime.gpus import gpus
 
@@ -183,9 +183,7 @@ def rtx(arguments: argparse.Namespace) -> Facts:
     bundle = Bundle.open(arguments.bundles / "demo-t2v-fp16")
     for target in ("current", *gpus().targets):
         try:
-            built = build_engines(
-                bundle, RTX, Wanted(options=BuildOptions((target,)), cache=arguments.out.parent / "cache")
-            )
+            built = build_engines(bundle, RTX, BuildSpec(gpus=(target,), cache=arguments.out.parent / "cache"))
             found[target] = built.manifest.engines[RTX.engine]["engines"][0]["evidence"]
         except Exception as error:  # noqa: BLE001 - what it says is the finding
             found[target] = f"{type(error).__name__}: {error}"[:800]
@@ -231,7 +229,7 @@ def wide(arguments: argparse.Namespace) -> Facts:
     from benchmarks.engines import fp32_bundle, in_precision
     from benchmarks.variants import VARIANTS
     from reelquant.quant.timing import step_feeds
-    from reelquant.runtime.engines import onnxruntime as engine
+    from reelquant.runtime.engines.registry import open_onnx
     from reelquant.runtime.sizes import parse_clip
 
     size = parse_clip(arguments.clip)
@@ -264,7 +262,7 @@ def wide(arguments: argparse.Namespace) -> Facts:
             continue
         try:
             bundle = fp32 if precision == "fp32" else in_precision(fp32, precision, "fp16")
-            plan = engine.open(bundle.graph("transformer", "main"))
+            plan = open_onnx("onnxruntime", bundle.graph("transformer", "main"))
             half = np.float16 if precision == "fp16" else np.float32
             given = {
                 name: feeds[name].astype(half) if feeds[name].dtype == np.float32 else feeds[name]

@@ -18,12 +18,13 @@ from pathlib import Path
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS, Variant
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.needs import component_needs
+from reelquant.export.needs import component_needs, engine_memory
 from reelquant.export.trace_bundle import trace_bundle
-from reelquant.runtime.engine_memory import ENGINE_MEMORY
+from reelquant.runtime.engines.registry import engine_names, get_engine
 from reelquant.runtime.sizes import Size
 
 COMPONENTS = ("text_encoder", "transformer", "vae_decoder", "vae_encoder")
+MEASURED = [name for name in engine_names() if get_engine(name).memory]
 
 
 def measured(bundle: Path, component: str, engine: str, size: Size, tiled: bool = False) -> list[int]:
@@ -40,7 +41,7 @@ def measured(bundle: Path, component: str, engine: str, size: Size, tiled: bool 
 def planned(checkpoint: Checkpoint, component: str, engine: str, size: Size, tiled: bool = False) -> int:
     """What the plan says: bytes."""
     need = component_needs(checkpoint, size, engine, tiled=tiled)[component]
-    return ENGINE_MEMORY[engine].process + need.memory
+    return engine_memory(engine).process + need.memory
 
 
 def prepared(work: Path, name: str, variant: Variant) -> tuple[Checkpoint, Path]:
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2, help="transformer blocks")
     parser.add_argument("--reduced", action="store_true", help="at reduced width")
     parser.add_argument("--component", action="append", choices=COMPONENTS, help="default: all that the variant has")
-    parser.add_argument("--engine", action="append", choices=ENGINE_MEMORY, help="default: all")
+    parser.add_argument("--engine", action="append", choices=MEASURED, help="default: all")
     parser.add_argument("--sizes", default="9x256x256", help="FRAMESxHEIGHTxWIDTH,…")
     parser.add_argument("--tiled", action="store_true", help="decode in tiles")
     parser.add_argument("--work", type=Path, default=Path("build/random"), help="where checkpoint and bundle are kept")
@@ -76,7 +77,7 @@ def main() -> None:
     for text in arguments.sizes.split(","):
         size = Size(*map(int, text.split("x")))
         for component in components:
-            for engine in arguments.engine or ENGINE_MEMORY:
+            for engine in arguments.engine or MEASURED:
                 peaks = measured(bundle, component, engine, size, arguments.tiled)
                 wanted = planned(checkpoint, component, engine, size, arguments.tiled)
                 row = {"component": component, "engine": engine, "size": text, "peak_bytes": max(peaks),

@@ -33,8 +33,7 @@ from reelquant.quant.teacher import Difference, Trial
 from reelquant.quant.timing import in_turns, ratios
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import open_plan
-from reelquant.runtime.vae import VaeDecoder
+from reelquant.runtime.engines.registry import open_onnx
 
 
 def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:
@@ -55,8 +54,9 @@ def vae(
     ``wanted`` are quantizers and the engines that run what they make.
     """
     graph = bundle.graph("vae_decoder", "next")
-    _, results = next(VaeDecoder(bundle, "openvino").results(latents))
-    unscaled = latents[3:].swapaxes(0, 1)[None] / np.float32(bundle.manifest.vae["scaling_factor"])
+    chunks = latents.swapaxes(0, 1)[None] / np.float32(bundle.manifest.vae["scaling_factor"])
+    results = open_onnx("openvino", bundle.graph("vae_decoder", "first")).run({"latents": chunks[:, :, :3]})
+    unscaled = chunks[:, :, 3:]
     caches = {key.removeprefix("next_"): value for key, value in results.items() if key.startswith("next_")}
     sample = {"latents": np.ascontiguousarray(unscaled), **caches}
     rows = []
@@ -68,7 +68,7 @@ def vae(
         save_graphs(work / "ours", {"next": ours})
         made = {"nncf": quantized_by("nncf", "int8", work, peers), "reelquant": work / "ours" / "next.onnx"}
         for quantizer, engine in wanted:
-            high, low = open_plan(engine, graph), open_plan(engine, made[quantizer])
+            high, low = open_onnx(engine, graph), open_onnx(engine, made[quantizer])
             taken = in_turns({"high": (high, sample), "low": (low, sample)}, repeats)
             psnr = frames_psnr([low.run(sample)["frames"]], [high.run(sample)["frames"]])
             row = {"network": f"{name} vae_decoder", "quantizer": quantizer, "precision": "int8", "engine": engine}
@@ -83,7 +83,7 @@ def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
     ids = np.stack([np.asarray(tokenizer.encode(caption), np.int64).reshape(-1) for caption in captions])
     feeds = {"input_ids": ids}
     step = Trial("demo", prompts=1, steps=2).record(bundle)[0]
-    transformer = open_plan("openvino", bundle.graph("transformer", "main"))
+    transformer = open_onnx("openvino", bundle.graph("transformer", "main"))
     rows = []
     with TemporaryDirectory() as folder:
         plans, sizes = {}, {}
@@ -92,7 +92,7 @@ def text_encoder(bundle: Bundle, repeats: int) -> list[dict[str, Any]]:
             store_weights(model, storage)
             save_graphs(Path(folder) / storage, {"main": model})
             sizes[storage] = sum(path.stat().st_size for path in (Path(folder) / storage).iterdir())
-            plans[storage] = open_plan("openvino", Path(folder) / storage / "main.onnx")
+            plans[storage] = open_onnx("openvino", Path(folder) / storage / "main.onnx")
         taken = in_turns({key: (plan, feeds) for key, plan in plans.items()}, repeats)
         embeds = {storage: plan.run(feeds)["embeds"] for storage, plan in plans.items()}
         velocity = {}

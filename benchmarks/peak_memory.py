@@ -15,7 +15,8 @@ import numpy as np
 
 from reelquant.quant.timing import step_feeds
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.graphs import open_graphs
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
@@ -28,19 +29,21 @@ def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: boo
     shape = size.latent_shape(manifest.geometry)
     rng = np.random.default_rng(0)
     if component == "text_encoder":
-        Pipeline(bundle, engine).encode_prompt("snow")
+        Pipeline(bundle, EngineOptions(engine)).encode_prompt("snow")
     elif component == "transformer":
         feeds = step_feeds(bundle, size)
-        plan = open_graphs(bundle, "transformer", engine, "main")["main"]
+        plan = get_engine(engine).open_component(bundle, "transformer", EngineOptions(engine), "main")["main"]
         for _ in range(2):  # some engines take more in their second run
             plan.run({name: value for name, value in feeds.items() if name in plan.inputs})
     elif component == "vae_encoder":
         image = rng.standard_normal((1, 3, 1, size.height, size.width), dtype=np.float32)
-        VaeEncoder(bundle, engine).encode_image(image)
+        VaeEncoder(bundle, EngineOptions(engine)).encode_image(image)
     else:
         latents = rng.standard_normal(shape, dtype=np.float32)
         peaks: list[int] = []
-        for _ in VaeDecoder(bundle, engine, tiled=tiled).decode(latents, lambda: peaks.append(peak_bytes())):
+        for _ in VaeDecoder(bundle, EngineOptions(engine), tiled=tiled).decode(
+            latents, lambda: peaks.append(peak_bytes())
+        ):
             pass
         return peaks
     return [peak_bytes()]

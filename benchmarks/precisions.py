@@ -22,7 +22,8 @@ import numpy as np
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, psnr, renderer, tasks
 from reelquant.quant.timing import in_turns, ratios, step_feeds
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.graphs import open_graphs
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
 
 
 def render_all(path: Path, wanted: list[Task], steps: int, engine: str) -> list[Pixels]:
@@ -37,7 +38,10 @@ def compare(
     wanted = tasks(prompts)
     bundles = {precision: Bundle.open(path) for precision, path in paths.items()}
     runs = {
-        name: (open_graphs(bundle, "transformer", engine, "main")["main"], step_feeds(bundle))
+        name: (
+            get_engine(engine).open_component(bundle, "transformer", EngineOptions(engine), "main")["main"],
+            step_feeds(bundle),
+        )
         for name, bundle in bundles.items()
     }
     times = in_turns(runs, repeats)

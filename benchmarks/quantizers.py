@@ -37,11 +37,12 @@ from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe, Rule
-from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.teacher import Step, pooled_rel_l2, record_steps, velocities
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Plan, open_plan
+from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.session import Session
 from reelquant.runtime.request import Request
 
 OURS = ("int8", "int8-minmax", "fp8", "fp8-minmax", "int8-weight", "int4-weight")
@@ -86,7 +87,7 @@ def random_case(work: Path, layers: int) -> Case:
     for number in range(24):
         drawn = {key: rng.standard_normal(inputs[key].shape, dtype=np.float32) for key in ("latents", "text")}
         feeds.append({**inputs, **drawn, "timestep": np.full_like(inputs["timestep"], 999 - number * 41)})
-    plan = open_plan("onnxruntime", bundle.graph("transformer", "main"))
+    plan = open_onnx("onnxruntime", bundle.graph("transformer", "main"))
     steps = [Step(number, fed, plan.run(fed)["velocity"]) for number, fed in enumerate(feeds)]
     return Case(name, bundle, None, steps[::3] + steps[1::3], steps[2::3])
 
@@ -94,7 +95,7 @@ def random_case(work: Path, layers: int) -> Case:
 def ranges_of(case: Case) -> Ranges:
     """Ours, from exactly the samples that the peers get."""
     recorder, weights = Recorder(), case.graph.parent / WEIGHTS
-    with scratch_plan(observed_transformer(case.bundle), case.bundle.path, "onnxruntime", weights) as plan:
+    with scratch_session(observed_transformer(case.bundle), case.bundle.path, "onnxruntime", weights) as plan:
         for step in case.calibration:
             recorder.see(step.clip, step.feeds, plan.run(step.feeds))
     clips = 1 + max(step.clip for step in case.calibration)
@@ -136,15 +137,15 @@ def quantized(case: Case, work: Path, peers: Path | None, only: Sequence[str]) -
             print(error, file=sys.stderr)
 
 
-def rel_l2(plan: Plan, steps: Sequence[Step]) -> float:
-    return pooled_rel_l2(velocities(plan, steps), [step.velocity for step in steps])
+def rel_l2(session: Session, steps: Sequence[Step]) -> float:
+    return pooled_rel_l2(velocities(session, steps), [step.velocity for step in steps])
 
 
-def drawn(case: Case, plan: Plan | None, wanted: list[Task], steps: int) -> list[Pixels]:
-    """The clips of ``wanted`` with ``plan`` as the transformer, everything else in fp32."""
+def drawn(case: Case, session: Session | None, wanted: list[Task], steps: int) -> list[Pixels]:
+    """The clips of ``wanted`` with ``session`` as the transformer, everything else in fp32."""
     pipeline = load_pipeline(case.bundle.path, _ENGINE)
-    if plan is not None:
-        pipeline.replace_transformer(plan)
+    if session is not None:
+        pipeline.replace_transformer(session)
     _, draw = pipeline_renderer(pipeline, steps, GUIDANCE)
     return [draw(task) for task in wanted]
 
@@ -170,20 +171,20 @@ def compare(
     case: Case, peers: Path | None, prompts: int, steps: int, only: Sequence[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     wanted = tasks(prompts) if case.task else []
-    other = open_plan("openvino", case.graph)
+    other = open_onnx("openvino", case.graph)
     floor: dict[str, Any] = {"rel_l2": rel_l2(other, case.held_out), **NO_CLIPS}
     fp32 = drawn(case, None, wanted, steps) if case.task else []
     stored = sum(path.stat().st_size for path in case.graph.parent.iterdir())
     first: dict[str, Any] = {"quantizer": "none", "model": case.name, "precision": "fp32", "rel_l2": 0.0, **NO_CLIPS}
     if case.task:
-        again = drawn(case, open_plan("onnxruntime", case.graph), wanted, steps)
+        again = drawn(case, open_onnx("onnxruntime", case.graph), wanted, steps)
         floor |= clip_facts(case, again, fp32, wanted)
         first |= {"fidelity": clip_facts(case, fp32, fp32, wanted)["fidelity"]}
     rows = [{**first, "bytes": stored}]
     print(json.dumps({"noise_floor": {case.name: floor}, **rows[0]}), file=sys.stderr, flush=True)
     with TemporaryDirectory() as folder:
         for quantizer, precision, graph in quantized(case, Path(folder), peers, only):
-            plan = open_plan(_engine_of(quantizer, precision), graph)
+            plan = open_onnx(_engine_of(quantizer, precision), graph)
             row: dict[str, Any] = {"quantizer": quantizer, "model": case.name, "precision": precision}
             row |= {"rel_l2": rel_l2(plan, case.held_out), **NO_CLIPS}
             if case.task:

@@ -31,13 +31,9 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.parity import relative_l2
 from reelquant.export.road import ExportPlan, export_checkpoint
 from reelquant.export.trace_bundle import bundle_defaults
-from reelquant.quant.static_shapes import static_copy
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import DEFAULT_ENGINE, is_compiled
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions
-from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
-from reelquant.runtime.engines.tensorrt.stage import Wanted
-from reelquant.runtime.engines.tensorrt.targets import parse_targets
+from reelquant.runtime.engines.options import BuildSpec, EngineOptions, parse_gpus
+from reelquant.runtime.engines.registry import DEFAULT_ENGINE
 from reelquant.runtime.errors import BadInput, ReelquantError
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sizes import Size, parse_clip
@@ -116,7 +112,7 @@ class Ours:
     """A bundle on an engine."""
 
     def __init__(self, bundle: Bundle, engine: str, sampling: Sampling) -> None:
-        self._pipeline, self._request = Pipeline(bundle, engine), sampling.request()
+        self._pipeline, self._request = Pipeline(bundle, EngineOptions(engine)), sampling.request()
 
     def clip(self) -> Made:
         before = dict(self._pipeline.timer.seconds)
@@ -188,14 +184,11 @@ def rows(found: dict[str, Measured], steps: int) -> Iterator[dict[str, Any]]:
 def prepare(arguments: argparse.Namespace, checkpoint: Checkpoint, size: Size) -> dict[str, Bundle]:
     """A bundle for each precision, in ``--work``; stages that were done there before are not done again."""
     work = arguments.work / f"{checkpoint.name.replace('/', '-')}-{size.frames}x{size.height}x{size.width}"
-    wanted = Wanted()
-    if is_compiled(arguments.engine):
-        options = BuildOptions(parse_targets(arguments.gpu, FLAVORS[arguments.engine]))
-        wanted = Wanted(options=options, static_copy=static_copy)
+    spec = BuildSpec(gpus=parse_gpus(arguments.gpu))
     bundles = {}
     for precision in arguments.precision or ["fp32"]:
         plan = ExportPlan(
-            precision, arguments.engine, (size.height, size.width), size.frames, data=arguments.data, wanted=wanted
+            precision, arguments.engine, (size.height, size.width), size.frames, data=arguments.data, spec=spec
         )
         out = work / f"{precision}-{arguments.engine}"
         bundles[precision] = export_checkpoint(str(checkpoint.path), out, plan, work / "stages", replace=True)

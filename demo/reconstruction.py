@@ -21,10 +21,11 @@ def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:
     """A function that encodes and decodes one uint8 [frames, height, width, 3] clip."""
     if (path / "manifest.json").is_file():
         from reelquant.runtime.bundle import Bundle
+        from reelquant.runtime.engines.options import EngineOptions
         from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 
         bundle = Bundle.open(path)
-        encoder, decoder = VaeEncoder(bundle, engine), VaeDecoder(bundle, engine)
+        encoder, decoder = VaeEncoder(bundle, EngineOptions(engine)), VaeDecoder(bundle, EngineOptions(engine))
         return lambda clip: np.concatenate([from_model(c) for c in decoder.decode(encoder.encode(to_model(clip)))])
     import torch
     from diffusers import AutoencoderKLCogVideoX

@@ -14,23 +14,17 @@ from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, GATE, OUT, PROMPTS, REPLACE, SEED, STEPS
 from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import (
-    CACHE,
-    DYNAMIC,
+    BUILD_SPEC,
     ENGINE,
-    GPU,
     JSON,
     QUIET,
-    clips_option,
     lower,
     print_json,
     shown,
     size_option,
 )
-from reelquant.runtime.engine import check_engine, is_compiled
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions
-from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
-from reelquant.runtime.engines.tensorrt.stage import Wanted
-from reelquant.runtime.engines.tensorrt.targets import parse_targets
+from reelquant.runtime.engines.options import BuildSpec
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.sizes import Size
@@ -59,10 +53,7 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @click.option(
     "--base", callback=lower, help="What is not quantized computes in: fp32, fp16, bf16 [default: fp32 on a CPU]."
 )
-@GPU
-@clips_option("Clips to build engines for [default: the bundle's size] (TensorRT).")
-@DYNAMIC
-@CACHE
+@BUILD_SPEC
 @click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
 @PROMPTS
 @STEPS
@@ -72,7 +63,6 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @GATE
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
-@click.option("--tiled", is_flag=True, help="For clips that are decoded in tiles (TensorRT, --plan).")
 @REPLACE
 @QUIET
 @JSON
@@ -85,10 +75,7 @@ def export(
     frames: int | None,
     text_weights: str,
     base: str | None,
-    gpu: str,
-    clips: tuple[Size, ...],
-    dynamic: bool,
-    cache: Path | None,
+    spec: BuildSpec,
     data: str,
     prompts: int,
     steps: int,
@@ -98,28 +85,18 @@ def export(
     gate: bool,
     work: Path | None,
     only_plan: bool,
-    tiled: bool,
     replace: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
     sampling = CalibrationPlan(prompts, steps, seed, size=calibration_size, frames=calibration_frames)
-    wanted = Wanted()
-    if is_compiled(check_engine(engine)):
-        wanted = Wanted(clips, dynamic, tiled, BuildOptions(parse_targets(gpu, FLAVORS[engine])), cache)
-    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, wanted, gate)
-
+    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, spec, gate)
     if only_plan:
-        _print_plan(checkpoint, out, plan, tiled, as_json)
+        _print_plan(checkpoint, out, plan, as_json)
         return
-
-    def say(text: str) -> None:
-        if not quiet:
-            click.echo(text, err=True)
-
-    with Progress(shown(quiet)) as progress:
-        bundle = export_checkpoint(checkpoint, out, plan, work, replace, say, progress)
+    with Progress(shown(quiet), says=not quiet) as progress:
+        bundle = export_checkpoint(checkpoint, out, plan, work, replace, progress)
     manifest = bundle.manifest
     if as_json:
         parity = {name: part.parity for name, part in manifest.components.items()}
@@ -140,10 +117,10 @@ def export(
         click.echo(f"{out}: {manifest.task}, {manifest.precision}, {size_mb:.1f} MB, ready for {engine}")
 
 
-def _print_plan(source: str, out: Path, plan: ExportPlan, tiled: bool, as_json: bool) -> None:
+def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None:
     checkpoint = Checkpoint.open(source)
     checkpoint.check_content()
-    if is_compiled(plan.engine) or chosen_base(checkpoint, plan) != "fp32":
+    if get_engine(plan.engine).memory is None or chosen_base(checkpoint, plan) != "fp32":
         raise BadInput(
             "--plan counts what fp32 bundles and their int8 and fp8 take on a CPU; for TensorRT, export first, and then: "
             "reelquant build BUNDLE --plan"
@@ -151,7 +128,7 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, tiled: bool, as_json: 
     defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     size = Size(defaults.frames, defaults.height, defaults.width)
     calibration = plan.calibration.wanted_size(defaults, checkpoint.geometry)
-    choices = Choices(size, plan.precision, plan.text_weights, check_engine(plan.engine), tiled, calibration)
+    choices = Choices(size, plan.precision, plan.text_weights, plan.engine, plan.spec.tiled, calibration)
     needs = make_plan(checkpoint, defaults, choices)
     if as_json:
         print_json(needs.as_json())

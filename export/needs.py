@@ -18,7 +18,9 @@ from reelquant.quant.numerics import HIGH, Blocked, BlockQuantized, High, PerCha
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.statistics import blocks_of
-from reelquant.runtime.engine_memory import ENGINE_MEMORY, Held
+from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.errors import BadInput
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tiles import tilings
 
@@ -38,6 +40,16 @@ class Need:
         return self.weights + self.activations
 
 
+def engine_memory(engine: str) -> EngineMemory:
+    """Raises:
+    BadInput: nobody has measured what graphs take on this engine.
+    """
+    memory = get_engine(engine).memory
+    if memory is None:
+        raise BadInput(f"what graphs take of memory on {engine} is not known here; plan for openvino or onnxruntime")
+    return memory
+
+
 def component_needs(
     checkpoint: Checkpoint,
     size: Size,
@@ -49,7 +61,7 @@ def component_needs(
     tiled: bool = False,
 ) -> dict[str, Need]:
     """Needs by component. FLOPs are of one clip of ``steps`` steps, ``batch`` 2 where it is guided."""
-    memory = ENGINE_MEMORY[engine]
+    memory = engine_memory(engine)
     configs = {name: checkpoint.config(name) for name in ("transformer", "text_encoder", "vae")}
     stored = {name: open_weights(checkpoint.path / name) for name in configs}
     frames, *rest = size.latent_shape(checkpoint.geometry)
@@ -67,7 +79,7 @@ def component_needs(
     decoder = vae_footprint(configs["vae"], "decoder", height, width)
     later = (frames - 3) // 2
 
-    def need(weights: Mapping[str, Stored], disk: int, held: Held, footprint: Footprint, flops: float) -> Need:
+    def need(weights: Mapping[str, Stored], disk: int, held: MemoryModel, footprint: Footprint, flops: float) -> Need:
         parameters = sum(math.prod(value.shape) for value in weights.values())
         return Need(parameters, disk, *held.memory(disk, footprint.live, footprint.scores), flops)
 
@@ -110,7 +122,7 @@ def calibration_bytes(checkpoint: Checkpoint, size: Size) -> int:
     config, frames, *rest = checkpoint.config("transformer"), *size.latent_shape(checkpoint.geometry)
     shape = (frames + -frames % checkpoint.geometry.patch_t, *rest)
     step = transformer_footprint(config, checkpoint.text_tokens, shape, 2)
-    memory = ENGINE_MEMORY[CalibrationPlan.engine]
+    memory = engine_memory(CalibrationPlan.engine)
     _, activations = memory.high.memory(0, step.live, step.scores)
     # Moments are there twice: their sums, and those of one run, or what is written.
     return memory.process + largest_block(checkpoint) + activations + 2 * moments_bytes(checkpoint)

@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.needs import Need, bundle_bytes, calibration_bytes, component_needs, largest_block, moments_bytes
+from reelquant.export.needs import (
+    Need,
+    bundle_bytes,
+    calibration_bytes,
+    component_needs,
+    engine_memory,
+    largest_block,
+    moments_bytes,
+)
 from reelquant.quant.recipe import Recipe
-from reelquant.runtime.engine_memory import ENGINE_MEMORY
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
@@ -94,7 +101,7 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
         video_tokens=size.video_tokens(geometry),
         text_tokens=checkpoint.text_tokens,
         components=needs,
-        memory=ENGINE_MEMORY[choices.engine].process + max(need.memory for need in needs.values()),
+        memory=engine_memory(choices.engine).process + max(need.memory for need in needs.values()),
         trace_memory=TRACER + 2 * largest_block(checkpoint),
         calibration_memory=calibration_bytes(checkpoint, choices.calibration or size) if recipe else 0,
         bundle=bundle,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
@@ -12,19 +12,14 @@ from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_ve
 from reelquant.quant.calibrate import calibrate
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.lint.run import refuse_what_lint_finds
 from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
-from reelquant.quant.static_shapes import static_copy
-from reelquant.quant.teacher import Trial, judge_engine
+from reelquant.quant.teacher import Trial
 from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
-from reelquant.runtime.build import build_bundle
 from reelquant.runtime.bundle import Bundle, write_manifest
-from reelquant.runtime.engine import DEFAULT_ENGINE, check_engine, engine_version, is_compiled
-from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
-from reelquant.runtime.engines.tensorrt.stage import NVFP4_IS_STATIC, Wanted, current_gpu
-from reelquant.runtime.engines.tensorrt.targets import lacking
+from reelquant.runtime.engines.options import BuildSpec
+from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.manifest import BASES
 from reelquant.runtime.positions import check_positions
@@ -45,7 +40,7 @@ class ExportPlan:
     data: str = "general"
     calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
     base: str | None = None
-    wanted: Wanted = field(default_factory=Wanted)
+    spec: BuildSpec = field(default_factory=BuildSpec)
     gate: bool = True
 
 
@@ -70,9 +65,9 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
             raise BadInput(f"precision {plan.precision} is a base itself; leave --base {plan.base} out")
         return plan.precision
     trained = {"F16": "fp16"}.get(checkpoint.stored_dtype, "bf16")
-    base = plan.base or (trained if is_compiled(plan.engine) else "fp32")
+    base = plan.base or get_engine(plan.engine).compute_dtype(trained)
     recipe = _recipe(plan.precision)
-    if recipe and "fp4" in recipe.formats and (base == "fp32" or not is_compiled(plan.engine)):
+    if recipe and "fp4" in recipe.formats and base == "fp32":
         raise BadInput(FP4_WANTS_16_BIT)
     return base
 
@@ -83,7 +78,6 @@ def export_checkpoint(
     plan: ExportPlan,
     work: Path | None = None,
     replace: bool = False,
-    say: Callable[[str], None] = lambda _: None,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Make the bundle ``out`` from a checkpoint.
@@ -97,8 +91,7 @@ def export_checkpoint(
         AccuracyError: a graph differs from torch.
         MissingExtra: the engine's package is not installed.
     """
-    check_engine(plan.engine)
-    engine_version(plan.engine)  # a missing package is reported before the work, not after it
+    get_engine(plan.engine).version()  # a missing package is reported before the work, not after it
     recipe = _recipe(plan.precision)
     data = CalibrationData.load(plan.data) if recipe else None
     check_free(out, replace)
@@ -106,8 +99,7 @@ def export_checkpoint(
     checkpoint.check_content()
     defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     base = chosen_base(checkpoint, plan)
-    if is_compiled(plan.engine):
-        _check_engines(checkpoint, plan, recipe, base)
+    _check_build(checkpoint, plan, recipe, base)
     if data:  # what the calibration would refuse is refused before the work too
         prompts = plan.calibration.prompts
         data.first(prompts)
@@ -120,56 +112,46 @@ def export_checkpoint(
         tried = data.last(Trial.prompts, checkpoint.task)
         tried.check_tokens(len(tried.prompts), tokenizer)
     if recipe is None and base == "fp32" and work is None:
-        say(f"trace {checkpoint.name}")
+        progress.say(f"trace {checkpoint.name}")
         bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, plan.text_weights)
-        return _built(bundle, plan, say, progress)
+        return _built(bundle, plan, progress)
     with _work_folder(work, out) as folder:
-        fp32 = _traced(checkpoint, folder / "fp32", plan, say, progress)
+        fp32 = _traced(checkpoint, folder / "fp32", plan, progress)
         if recipe is None and base == "fp32":
             bundle = _copied(fp32, out, replace)
         elif recipe is None or data is None:
-            say(f"compute in {base}")
+            progress.say(f"compute in {base}")
             bundle = quantize_bundle(fp32, None, None, out, replace, base)
         else:
-            ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, say, progress)
-            say(f"quantize by recipe {recipe.name}, base {base}")
+            ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, progress)
+            progress.say(f"quantize by recipe {recipe.name}, base {base}")
             trial = _trial(plan, ranges)
             bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base, trial, progress=progress)
-        return _built(bundle, plan, say, progress)
+        return _built(bundle, plan, progress)
 
 
 def _trial(plan: ExportPlan, ranges: Ranges) -> Trial | None:
     """On clips of the calibration's size: what this machine could calibrate on, it can judge on."""
     made = ranges.provenance
     size = Size(made.frames, made.height, made.width)
-    return Trial(plan.data, size=size, engine=judge_engine(plan.engine)) if plan.gate else None
+    return Trial(plan.data, size=size, engine=get_engine(plan.engine).accuracy_engine) if plan.gate else None
 
 
-def _check_engines(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:
+def _check_build(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:
     """What the build would refuse, hours later, is refused before the work.
 
     Raises:
-        BadInput: the GPU of this machine is asked for and there is none, a clip cannot be made, or a GPU lacks a format.
+        BadInput: the engine cannot compute in these formats or build for these GPUs, or a clip cannot be made.
     """
-    options, geometry = plan.wanted.options, checkpoint.geometry
-    current_gpu(options, FLAVORS[plan.engine])
-    for clip in plan.wanted.sizes:
+    geometry = checkpoint.geometry
+    get_engine(plan.engine).check_build(plan.spec, {base, *(recipe.formats if recipe else ())})
+    for clip in plan.spec.sizes:
         check_positions(checkpoint.config("transformer"), *checked(clip, geometry).latent_shape(geometry)[2:])
-    formats = recipe.formats & {"fp8", "fp4"} if recipe else set()
-    fault = lacking(options.targets, formats | ({"bf16"} if base != "fp32" else set()))
-    if "fp4" in formats and plan.wanted.dynamic:
-        raise BadInput(NVFP4_IS_STATIC)
-    if fault:
-        raise BadInput(f"{fault}; choose other GPUs (--gpu) or another --precision than {plan.precision}")
 
 
-def _built(bundle: Bundle, plan: ExportPlan, say: Callable[[str], None], progress: Progress) -> Bundle:
-    wanted = replace(plan.wanted, static_copy=static_copy)
-    if is_compiled(plan.engine):
-        for warning in refuse_what_lint_finds(bundle, wanted):
-            say(warning)
-    say(f"build for {plan.engine}")
-    return build_bundle(bundle, plan.engine, progress=progress, wanted=wanted)
+def _built(bundle: Bundle, plan: ExportPlan, progress: Progress) -> Bundle:
+    progress.say(f"build for {plan.engine}")
+    return get_engine(plan.engine).build(bundle, plan.spec, progress)
 
 
 def _recipe(precision: str) -> Recipe | None:
@@ -180,9 +162,7 @@ def _recipe(precision: str) -> Recipe | None:
     return Recipe.load(precision)
 
 
-def _traced(
-    checkpoint: Checkpoint, path: Path, plan: ExportPlan, say: Callable[[str], None], progress: Progress
-) -> Bundle:
+def _traced(checkpoint: Checkpoint, path: Path, plan: ExportPlan, progress: Progress) -> Bundle:
     try:
         bundle = Bundle.open(path)
         manifest = bundle.manifest
@@ -193,11 +173,11 @@ def _traced(
             and manifest.defaults == bundle_defaults(checkpoint, plan.size, plan.frames)
         ):
             bundle.check_hashes()
-            say(f"trace: {path} is up to date")
+            progress.say(f"trace: {path} is up to date")
             return bundle
     except BundleError:
         pass  # nothing there, or half of something: made anew
-    say(f"trace {checkpoint.name}")
+    progress.say(f"trace {checkpoint.name}")
     return trace_bundle(checkpoint, path, plan.size, plan.frames, True, progress, plan.text_weights)
 
 
@@ -206,7 +186,6 @@ def _calibrated(
     path: Path,
     data: CalibrationData,
     plan: CalibrationPlan,
-    say: Callable[[str], None],
     progress: Progress,
 ) -> Ranges:
     manifest = fp32.manifest
@@ -216,14 +195,14 @@ def _calibrated(
         made = ranges.provenance
         found = (made.source_digest, made.data_sha256, made.engine, made.engine_version)
         sampled = (made.prompts, made.steps, made.seed, Size(made.frames, made.height, made.width))
-        read = (fp32.digest, data.digest(manifest.task, plan.prompts), plan.engine, engine_version(plan.engine))
+        read = (fp32.digest, data.digest(manifest.task, plan.prompts), plan.engine, get_engine(plan.engine).version())
         if found == read and sampled == (plan.prompts, plan.steps, plan.seed, size):
-            say(f"calibrate: {path} is up to date ({ranges.summary})")
+            progress.say(f"calibrate: {path} is up to date ({ranges.summary})")
             return ranges
     except BundleError:
         pass
     check_free(path, replace=True)  # before hours of work for it
-    say(f"calibrate on {data.name}: {plan.prompts} prompts, {plan.steps} steps each")
+    progress.say(f"calibrate on {data.name}: {plan.prompts} prompts, {plan.steps} steps each")
     ranges = calibrate(fp32, data, plan, progress)
     ranges.save(path, replace=True)
     return ranges

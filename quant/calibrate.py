@@ -21,11 +21,12 @@ from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.ranges import CHANNEL, HIGH, HISTOGRAM, LOW, Provenance, Ranges, Samples
-from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.statistics import Channels
 from reelquant.quant.watch import sample_watched
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Array, Feeds, engine_version
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Array, Feeds
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
@@ -46,11 +47,11 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     data.first(plan.prompts)
     size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
     requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
-    pipeline = Pipeline(bundle, plan.engine)
+    pipeline = Pipeline(bundle, EngineOptions(plan.engine))
     data.check_tokens(plan.prompts, pipeline.tokenizer)
     recorder = Recorder()
     weights = bundle.graph("transformer", "main").parent / WEIGHTS
-    with scratch_plan(observed_transformer(bundle), bundle.path, plan.engine, weights) as transformer:
+    with scratch_session(observed_transformer(bundle), bundle.path, plan.engine, weights) as transformer:
         sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
     provenance = Provenance(
         task=manifest.task,
@@ -60,7 +61,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         steps=plan.steps,
         **asdict(size),
         engine=plan.engine,
-        engine_version=engine_version(plan.engine),
+        engine_version=pipeline.engine.version(),
         source_digest=bundle.digest,
     )
     return recorder.ranges(provenance)

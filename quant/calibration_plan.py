@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reelquant.runtime.engine import check_engine
-from reelquant.runtime.engine_memory import ENGINE_MEMORY
+from reelquant.runtime.engines.registry import get_engine, onnx_engines
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
@@ -50,11 +49,11 @@ class CalibrationPlan:
         """
         size = self.wanted_size(defaults, geometry)
         check_positions(transformer, *size.latent_shape(geometry)[2:])
-        if check_engine(self.engine) not in ENGINE_MEMORY:
-            raise BadInput(
-                f"{self.engine} runs no ONNX graphs, and calibration watches them; one of {', '.join(ENGINE_MEMORY)} does"
-            )
-        held = ENGINE_MEMORY[self.engine].high.scores
+        engine = get_engine(self.engine)
+        if not engine.runs_onnx:
+            able = ", ".join(onnx_engines())
+            raise BadInput(f"{self.engine} runs no ONNX graphs, and calibration watches them; one of {able} does")
+        held = engine.memory.high.scores if engine.memory else 0.0
 
         def attention(clip: Size) -> float:
             tokens = text_tokens + clip.video_tokens(geometry)

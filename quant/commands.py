@@ -22,11 +22,12 @@ from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.rotate_bundle import rotate_bundle
 from reelquant.quant.search import search
 from reelquant.quant.strengths import search_strengths
-from reelquant.quant.teacher import Trial, judge_engine
+from reelquant.quant.teacher import Trial
 from reelquant.runtime.atomic import check_free
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, lower, print_json, shown, size_option
-from reelquant.runtime.engine import REFERENCE_ENGINE, check_engine, installed_engine
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.registry import get_engine, installed_engine
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
 from reelquant.runtime.sizes import Size, parse_clip
@@ -178,8 +179,8 @@ def quantize(
     wanted = Budget.parse(budget) if budget else None
     source, seen, chosen = Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe)
     made = seen.provenance
-    runs = check_engine(engine or installed_engine())
-    trial = Trial(data, prompts, steps, seed, Size(made.frames, made.height, made.width), judge_engine(runs))
+    runs = get_engine(engine) if engine else installed_engine()
+    trial = Trial(data, prompts, steps, seed, Size(made.frames, made.height, made.width), runs.accuracy_engine)
     check_free(out, replace)
     recorded = None
     with Progress(shown(quiet)) as progress:
@@ -275,7 +276,7 @@ def decoder(
     ONNX Runtime does not.
     """
     size = parse_clip(clip) if clip else None
-    trial = DecoderTrial(data, prompts, held_out, steps, seed, check_engine(engine), size)
+    trial = DecoderTrial(data, prompts, held_out, steps, seed, get_engine(engine).name, size)
     with Progress(shown(quiet)) as progress:
         made = quantize_decoder(Bundle.open(bundle), out, trial, replace, progress)
     facts = made.manifest.components["vae_decoder"].passes["next"]["quantize_convolutions"]
@@ -314,7 +315,7 @@ def gate(
 ) -> None:
     """Hold BUNDLE, quantized, against TWIN, the fp32 bundle it was made from. Exit code 1 when it is not its twin any more."""
     judged, teacher = Bundle.open(bundle), Bundle.open(twin)
-    engine = judge_engine(check_engine(engine))
+    engine = get_engine(engine).accuracy_engine
     check_twins(judged, teacher, engine)
     size = parse_clip(clip) if clip else None
     trial = Trial(data, prompts, steps, seed, size, engine)

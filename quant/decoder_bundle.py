@@ -23,7 +23,9 @@ from reelquant.quant.quantize import write_component
 from reelquant.quant.ranges import HIGH, LOW
 from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.engine import Array, open_plan
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
@@ -89,7 +91,7 @@ def quantize_decoder(
     check_free(out, replace_out)
     seen, unseen = trial.requests(manifest.task)
     bundle.check_hashes()
-    pipeline = Pipeline(bundle, trial.engine)
+    pipeline = Pipeline(bundle, EngineOptions(trial.engine))
     clips = []
     with progress.stage("sample", len(seen) + len(unseen)) as advance:
         for request in (*seen, *unseen):
@@ -168,4 +170,5 @@ def frames_psnr(found: Sequence[Array], wanted: Sequence[Array]) -> float:
 
 
 def _decoder(bundle: Bundle, paths: Mapping[str, Path], engine: str) -> VaeDecoder:
-    return VaeDecoder(bundle, engine, graphs={name: open_plan(engine, path) for name, path in paths.items()})
+    graphs = {name: open_onnx(engine, path) for name, path in paths.items()}
+    return VaeDecoder(bundle, EngineOptions(engine), graphs=graphs)

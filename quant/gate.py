@@ -16,12 +16,12 @@ from typing import Any
 
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.lockstep import Part, lockstep
-from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.teacher import Difference, Step, velocities
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.graphs import check_base
 from reelquant.runtime.progress import SILENT, Progress
 
 
@@ -134,7 +134,7 @@ def check_twins(bundle: Bundle, twin: Bundle, engine: str) -> Limits:
         BadInput: it has no limits, being float32 or of a format that no CPU computes, the engine cannot run it, or
             ``twin`` is not float32 or of another model.
     """
-    check_base(bundle, engine)
+    get_engine(engine).check_runs(bundle)
     ours, theirs = bundle.manifest, twin.manifest
     if theirs.precision != "fp32":
         raise BadInput(f"{twin.path} is {theirs.precision}; give the fp32 bundle that {bundle.path} was made from")
@@ -187,9 +187,9 @@ def judge(
     runs = []
     with (
         progress.stage("gate", len(steps)) as advance,
-        scratch_plan(load_graph(other), other.parents[1], engine, other.parent / WEIGHTS) as plan,
+        scratch_session(load_graph(other), other.parents[1], engine, other.parent / WEIGHTS) as session,
     ):
-        for step, velocity in zip(steps, velocities(plan, steps), strict=True):
+        for step, velocity in zip(steps, velocities(session, steps), strict=True):
             runs.append(Run(step.clip, step.timestep, Difference.of(velocity, step.velocity)))
             advance()
     parts = []

@@ -15,7 +15,9 @@ from reelquant.quant.numerics import FP8_E4M3, INT8
 from reelquant.quant.segments import segments
 from reelquant.quant.teacher import Difference
 from reelquant.runtime.atomic import link_or_copy, scratch_folder
-from reelquant.runtime.engine import REFERENCE_ENGINE, Array, open_plan
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import BundleError
 
 
@@ -68,7 +70,7 @@ def _part(
     scales = {linear.name: scale for linear in linear_nodes(models["other"]) if (scale := _scale(linear)) is not None}
     largest = {read: 0.0 for read, _ in scales.values()}
     alone = _linears_alone(models["other"], list(linears.values()))
-    plans = {}
+    sessions = {}
     for side, model in models.items():
         known = {value.name: value for node in model.graph for value in node.outputs}
         lacking = {*handed_on, *linears.values()} - known.keys()
@@ -79,16 +81,16 @@ def _part(
                 model.graph.outputs.append(known[name])
         path = folder / side / f"{number}.onnx"
         ir.save(model, path)
-        plans[side] = open_plan(REFERENCE_ENGINE if side == "teacher" else engine, path, lean=True)
+        sessions[side] = open_onnx(REFERENCE_ENGINE if side == "teacher" else engine, path, lean=True)
     reference = None
     if engine != REFERENCE_ENGINE:
         path = folder / "other" / f"{number}-linears.onnx"
         ir.save(alone, path)
-        reference = open_plan(REFERENCE_ENGINE, path, lean=True)
+        reference = open_onnx(REFERENCE_ENGINE, path, lean=True)
     worst: dict[str, Difference] = {}
     apart: dict[str, Difference] = {}
     for sample in values:
-        wanted, found = (plans[side].run(_fed(model, sample)) for side, model in models.items())
+        wanted, found = (sessions[side].run(_fed(model, sample)) for side, model in models.items())
         for name in {*handed_on, *linears.values()}:
             if wanted[name].dtype.kind == "f":
                 each = Difference.of(found[name], wanted[name])

@@ -24,7 +24,8 @@ from reelquant.quant.teacher import Step
 from reelquant.quant.timing import in_turns, step_feeds
 from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import REFERENCE_ENGINE, open_plan
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
@@ -161,8 +162,8 @@ def _seconds(bundle: Bundle, ranges: Ranges, recipe: Recipe, engine: str) -> flo
     model = _unrounded(bundle, ranges, recipe)
     with scratch_folder(bundle.path, "search") as folder:
         save_graphs(folder, {"main": model})
-        plan = open_plan(engine, folder / "main.onnx")
-        return statistics.median(in_turns({"": (plan, step_feeds(bundle))}, _TIMED)[""])
+        session = open_onnx(engine, folder / "main.onnx")
+        return statistics.median(in_turns({"": (session, step_feeds(bundle))}, _TIMED)[""])
 
 
 def _unrounded(bundle: Bundle, ranges: Ranges, recipe: Recipe) -> ir.Model:

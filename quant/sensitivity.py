@@ -12,11 +12,11 @@ from reelquant.quant.graph_files import load_mapped
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.scratch_plan import scratch_plan
+from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.switches import SWITCHES, add_switches
 from reelquant.quant.teacher import Step, pooled_rel_l2, velocities
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Array, Plan
+from reelquant.runtime.engines.session import Array, Session
 from reelquant.runtime.progress import SILENT, Progress
 
 
@@ -25,7 +25,7 @@ class Probe:
     """A transformer whose quantized ``products`` (linears and attentions, by name) can be switched, and steps to run."""
 
     products: tuple[str, ...]
-    plan: Plan
+    session: Session
     steps: Sequence[Step]
     wanted: Sequence[Array]
 
@@ -44,7 +44,7 @@ class Probe:
 
     def run(self, quantized: Collection[str]) -> Iterator[Array]:
         switches = np.array([name in quantized for name in self.products])
-        return velocities(self.plan, self.steps, {SWITCHES: switches})
+        return velocities(self.session, self.steps, {SWITCHES: switches})
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def opened_probe(
     quantized, high = load_mapped(path), load_mapped(path)
     insert_qdq(quantized, ranges, recipe, progress=progress)
     products = tuple(add_switches(quantized, high))
-    with scratch_plan(quantized, bundle.path, engine) as plan:
+    with scratch_session(quantized, bundle.path, engine) as session:
         # The high run of this very graph, so that only quantization differs, and no engine's order of sums.
-        wanted = list(Probe(products, plan, steps, ()).run(()))
-        yield Probe(products, plan, steps, wanted)
+        wanted = list(Probe(products, session, steps, ()).run(()))
+        yield Probe(products, session, steps, wanted)

@@ -14,8 +14,9 @@ import numpy as np
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.watch import sample_watched
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import REFERENCE_ENGINE, Array, Feeds, Plan, is_compiled
-from reelquant.runtime.graphs import open_graphs
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Array, Feeds, Session
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
@@ -81,34 +82,29 @@ class Trial:
         return record_steps(bundle, self.requests(bundle.manifest.task), REFERENCE_ENGINE, progress)
 
 
-def judge_engine(engine: str) -> str:
-    """Where a bundle that ``engine`` will run is judged: there, or, where that runs no ONNX graphs, on the reference engine."""
-    return REFERENCE_ENGINE if is_compiled(engine) else engine
-
-
 def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progress: Progress = SILENT) -> list[Step]:
     """Every run of the transformer while ``bundle`` samples the clips of ``requests``; nothing is decoded.
 
     Raises:
         BadInput: a request cannot be met.
     """
-    pipeline = Pipeline(bundle, engine)
-    plan = open_graphs(bundle, "transformer", engine, "main")["main"]
+    pipeline = Pipeline(bundle, EngineOptions(engine))
+    session = pipeline.engine.open_component(bundle, "transformer", pipeline.options, "main")["main"]
     steps: list[Step] = []
 
     def keep(clip: int, feeds: Feeds, results: dict[str, Array]) -> None:
-        kept = {name: np.array(feeds[name]) for name in plan.inputs}
+        kept = {name: np.array(feeds[name]) for name in session.inputs}
         steps.append(Step(clip, kept, np.array(results["velocity"])))
 
-    sample_watched(pipeline, plan, requests, keep, progress, "record")
+    sample_watched(pipeline, session, requests, keep, progress, "record")
     return steps
 
 
-def velocities(plan: Plan, steps: Iterable[Step], more: Feeds | None = None) -> Iterator[Array]:
-    """What ``plan`` makes of each step; ``more`` it is fed beside what the step has."""
+def velocities(session: Session, steps: Iterable[Step], more: Feeds | None = None) -> Iterator[Array]:
+    """What ``session`` makes of each step; ``more`` it is fed beside what the step has."""
     for step in steps:
         feeds = {**step.feeds, **(more or {})}
-        yield plan.run({name: feeds[name] for name in plan.inputs})["velocity"]
+        yield session.run({name: feeds[name] for name in session.inputs})["velocity"]
 
 
 def pooled_rel_l2(found: Iterable[Array], wanted: Iterable[Array]) -> float:

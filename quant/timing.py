@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Feeds, Plan
+from reelquant.runtime.engines.session import Feeds, Session
 from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.sizes import Size
 
@@ -37,16 +37,16 @@ def step_feeds(bundle: Bundle, size: Size | None = None) -> Feeds:
     }
 
 
-def in_turns(runs: Mapping[str, tuple[Plan, Feeds]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each of ``repeats`` runs, after two that do not count: one of each plan after the other, so that what
-    else the machine does falls on all of them. Feeds may hold more than a plan takes.
+def in_turns(runs: Mapping[str, tuple[Session, Feeds]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each of ``repeats`` runs, after two that do not count: one of each session after the other, so that what
+    else the machine does falls on all of them. Feeds may hold more than a session takes.
     """
-    fed = {name: (plan, {key: feeds[key] for key in plan.inputs}) for name, (plan, feeds) in runs.items()}
+    fed = {name: (session, {key: feeds[key] for key in session.inputs}) for name, (session, feeds) in runs.items()}
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(_WARM + repeats):
-        for name, (plan, feeds) in fed.items():
+        for name, (session, feeds) in fed.items():
             began = time.perf_counter()
-            plan.run(feeds)
+            session.run(feeds)
             if turn >= _WARM:
                 taken[name].append(time.perf_counter() - began)
     return taken

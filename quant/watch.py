@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import cast
 
-from reelquant.runtime.engine import Array, Feeds, Plan
+from reelquant.runtime.engines.session import Array, Feeds, Session, Values
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import Request
@@ -15,7 +15,7 @@ See = Callable[[int, Feeds, dict[str, Array]], None]
 
 
 def sample_watched(
-    pipeline: Pipeline, transformer: Plan, requests: Sequence[Request], see: See, progress: Progress, stage: str
+    pipeline: Pipeline, transformer: Session, requests: Sequence[Request], see: See, progress: Progress, stage: str
 ) -> None:
     """Sample the clips of ``requests`` with ``transformer`` in ``pipeline``, and show every run to ``see``; decode none.
 
@@ -31,21 +31,12 @@ def sample_watched(
             advance()
 
 
-@dataclass
-class _Watched:
-    plan: Plan
-    see: See
-    clip: int = 0
+class _Watched(Session):
+    def __init__(self, session: Session, see: See) -> None:
+        self.inputs, self.outputs = session.inputs, session.outputs
+        self.clip, self._session, self._see = 0, session, see
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return self.plan.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        return self.plan.outputs
-
-    def run(self, feeds: Feeds) -> dict[str, Array]:
-        results = self.plan.run(feeds)
-        self.see(self.clip, feeds, results)
+    def run(self, feeds: Values) -> dict[str, Array]:
+        results = self._session.run(feeds)
+        self._see(self.clip, cast(Feeds, feeds), results)
         return results

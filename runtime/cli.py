@@ -35,11 +35,6 @@ COMMANDS = {
     "verify": ("reelquant.runtime.commands.verify:verify", "", "Check every file of a bundle against its hash."),
     "doctor": ("reelquant.runtime.commands.doctor:doctor", "", "Say which engines can run here, and why others can't."),
 }
-# What ``build`` uses where its package is installed; the runtime itself imports nothing of it.
-HOOKS = {
-    "lint": "reelquant.quant.lint.run:refuse_what_lint_finds",
-    "static_copy": "reelquant.quant.static_shapes:static_copy",
-}
 
 
 class LazyGroup(click.Group):
@@ -80,7 +75,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         with Interruptible():
-            code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False, obj=HOOKS)
+            code = cli.main(args=arguments, prog_name="reelquant", standalone_mode=False)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.runtime.engine import Plan
+from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import AccuracyError
 from reelquant.runtime.guidance import combine, dynamic_scale
 from reelquant.runtime.schedulers import Run
@@ -34,7 +34,7 @@ class Condition:
 
 
 def denoise(
-    transformer: Plan,
+    transformer: Session,
     run: Run,
     latents: Floats,
     condition: Condition,

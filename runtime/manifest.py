@@ -85,6 +85,11 @@ class Manifest:
             for graph in component.graphs:
                 yield name, graph
 
+    def is_fp4(self, component: str, graph: str) -> bool:
+        """Whether a graph has weights in 4-bit floating point, which TensorRT alone computes with."""
+        stored = self.components[component].stats.get(graph, {}).get("weight_bytes_by_dtype", {})
+        return "FLOAT4E2M1" in stored
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
 

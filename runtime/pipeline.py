@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from reelquant.runtime.bundle import TOKENIZER, Bundle
 from reelquant.runtime.choose_engine import choose_engine
 from reelquant.runtime.denoise import Condition, denoise
 from reelquant.runtime.embeddings import EmbeddingCache
-from reelquant.runtime.engine import Plan, check_engine, engine_version, thread_count
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.graphs import check_base, open_graphs
 from reelquant.runtime.images import from_model, to_model
 from reelquant.runtime.latents import SUFFIX, SavedLatents
 from reelquant.runtime.positions import LEARNED, position_inputs
@@ -44,17 +45,17 @@ class Pipeline:
     def __init__(
         self,
         bundle: Bundle,
-        engine: str | None = None,
-        threads: int | None = None,
+        options: EngineOptions | None = None,
         embeddings: str | os.PathLike[str] | None = None,
         tiled: bool = False,
         keep: bool = True,
-        trust: Trust = OWN,
     ) -> None:
-        self.engine, self.engine_note = (check_engine(engine), "") if engine else choose_engine(bundle)
+        options = options or EngineOptions()
+        self.engine, self.engine_note = choose_engine(bundle, options)
+        self.options = replace(options, engine=self.engine.name, threads=options.cpu_threads())
         self.bundle, self.timer = bundle, Stopwatch()
-        self._threads, self._tiled, self._keep, self._trust = thread_count(threads), tiled, keep, trust
-        check_base(bundle, self.engine)
+        self._tiled, self._keep = tiled, keep
+        self.engine.check_runs(bundle)
         if tiled:  # the decoder asks again, after the denoising
             tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial)
         self._loaded: dict[str, Any] = {}
@@ -62,7 +63,9 @@ class Pipeline:
         bundle.check_hashes(lambda name: name == TOKENIZER)
         self._cache = None
         if embeddings is not None:
-            self._cache = EmbeddingCache(Path(embeddings), f"{bundle.component_digest('text_encoder')} {self.engine}")
+            self._cache = EmbeddingCache(
+                Path(embeddings), f"{bundle.component_digest('text_encoder')} {self.engine.name}"
+            )
         self.tokenizer = Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens)
 
     def settings(self, request: Request) -> Settings:
@@ -138,8 +141,8 @@ class Pipeline:
 
     def _machinery(self) -> dict[str, Any]:
         """What besides bundle and request decides the frames' last bits, as the provenance says it."""
-        version = engine_version(self.engine)
-        return {"engine": self.engine, "engine_version": version, "threads": self._threads, "tiled": self._tiled}
+        engine = {"engine": self.engine.name, "engine_version": self.engine.version()}
+        return {**engine, "threads": self.options.threads, "tiled": self._tiled}
 
     def decode_saved(self, saved: SavedLatents, progress: Progress = SILENT) -> Clip:
         """The clip of latents that this bundle, or one with the same VAE, sampled.
@@ -180,7 +183,7 @@ class Pipeline:
         self._done_with("text_encoder", "vae_encoder")
         fixed = self._fixed_inputs(shape)
         condition = Condition(text, settings.guidance, manifest.defaults.dynamic_guidance, image_latents, fixed)
-        transformer = self._plan("transformer")
+        transformer = self._session("transformer")
         with self.timer("denoise"), progress.stage("denoise", settings.steps - settings.skip) as advance:
             run = scheduler.begin(settings.steps, rng, _in_turn(request.step_noise), settings.skip)
             if start is not None:
@@ -208,7 +211,7 @@ class Pipeline:
         missing = any(each is None for each in embeds)
         if missing and self._cache:
             self._cache.check()
-        encoder = self._plan("text_encoder") if missing else None
+        encoder = self._session("text_encoder") if missing else None
         with self.timer("text"), progress.stage("text", len(ids)) as advance:
             for i, each in enumerate(ids):
                 if encoder is not None and embeds[i] is None:
@@ -220,9 +223,7 @@ class Pipeline:
 
     def decode(self, latents: Floats, progress: Progress = SILENT) -> NDArray[np.uint8]:
         """Scaled latents → frames uint8 [frames, height, width, 3], chunk by chunk."""
-        decoder: VaeDecoder = self._load(
-            "vae_decoder", lambda: VaeDecoder(self.bundle, self.engine, self._threads, self._tiled, self._trust)
-        )
+        decoder: VaeDecoder = self._load("vae_decoder", lambda: VaeDecoder(self.bundle, self.options, self._tiled))
         size = Size.of_latents(latents.shape, self.bundle.manifest.geometry)
         frames = np.empty((size.frames, size.height, size.width, 3), np.uint8)
         with self.timer("decode"), progress.stage("decode", decoder.chunks(latents)) as advance:
@@ -232,9 +233,9 @@ class Pipeline:
                 done += chunk.shape[2]
         return frames
 
-    def replace_transformer(self, plan: Plan) -> None:
-        """Denoise with ``plan`` from now on; calibration puts its observed graph here."""
-        self._loaded["transformer"] = plan
+    def replace_transformer(self, session: Session) -> None:
+        """Denoise with ``session`` from now on; calibration puts its observed graph here."""
+        self._loaded["transformer"] = session
 
     def _fixed_inputs(self, shape: tuple[int, ...]) -> dict[str, Floats]:
         """The transformer's inputs that no step changes, for latents of ``shape``."""
@@ -279,19 +280,15 @@ class Pipeline:
         return latents
 
     def _vae_encoder(self) -> VaeEncoder:
-        encoder: VaeEncoder = self._load(
-            "vae_encoder", lambda: VaeEncoder(self.bundle, self.engine, self._threads, self._tiled, self._trust)
-        )
+        encoder: VaeEncoder = self._load("vae_encoder", lambda: VaeEncoder(self.bundle, self.options, self._tiled))
         return encoder
 
-    def _plan(self, component: str) -> Plan:
-        def load() -> Plan:
-            return open_graphs(self.bundle, component, self.engine, "main", threads=self._threads, trust=self._trust)[
-                "main"
-            ]
+    def _session(self, component: str) -> Session:
+        def load() -> Session:
+            return self.engine.open_component(self.bundle, component, self.options, "main")["main"]
 
-        plan: Plan = self._load(component, load)
-        return plan
+        session: Session = self._load(component, load)
+        return session
 
     def _done_with(self, *names: str) -> None:
         if not self._keep:
@@ -313,18 +310,21 @@ def load_pipeline(
     tiled: bool = False,
     keep: bool = True,
     trust: Trust = OWN,
+    device: int = 0,
 ) -> Pipeline:
     """Open a bundle folder on an engine, by default the one it was built for where that runs here (``engine_note`` says if not).
 
-    Prompts' embeddings are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles:
-    less memory, a little more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up
-    after use: memory for one at a time. ``trust`` says whose TensorRT engines are loaded besides one's own.
+    ``threads``, ``device`` and ``trust`` are :class:`reelquant.runtime.engines.options.EngineOptions`'. Prompts' embeddings
+    are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles: less memory, a little
+    more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up after use: memory for
+    one at a time.
 
     Raises:
         BundleError: not a bundle, or incomplete.
-        BadInput: the engine is unknown.
+        BadInput: the engine is unknown, or cannot run the bundle here.
+        MissingExtra: its package is not installed.
     """
-    return Pipeline(Bundle.open(Path(bundle)), engine, threads, embeddings, tiled, keep, trust)
+    return Pipeline(Bundle.open(Path(bundle)), EngineOptions(engine, threads, device, trust), embeddings, tiled, keep)
 
 
 def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[tuple[int, ...]], Floats] | None:

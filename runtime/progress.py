@@ -17,11 +17,11 @@ class Progress:
     """Bars on stderr, one per stage: ``with Progress() as p, p.stage("denoise", 50) as advance: advance()``.
 
     ``enabled`` None shows them only when stderr is a terminal, False never, True always. When not shown, or not
-    entered, nothing at all is written. Never writes to stdout.
+    entered, no bar is written. ``says`` is whether lines of :meth:`say` are. Never writes to stdout.
     """
 
-    def __init__(self, enabled: bool | None = None) -> None:
-        self._enabled = enabled
+    def __init__(self, enabled: bool | None = None, says: bool = False) -> None:
+        self._enabled, self._says = enabled, says
         self._bars: Bars | None = None
 
     def __enter__(self) -> Self:
@@ -37,6 +37,11 @@ class Progress:
         if self._bars is not None:
             self._bars.stop()
             self._bars = None
+
+    def say(self, text: str) -> None:
+        """Write a line on stderr: what begins now, or a warning that stops nothing."""
+        if self._says:
+            print(text, file=sys.stderr, flush=True)  # which Rich puts above its bars
 
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[Callable[[], None]]:

@@ -14,8 +14,8 @@ from typing import Any
 from reelquant.runtime import manifest as manifests
 from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines.tensorrt.cache import default_folder
 from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
+from reelquant.runtime.user_cache import user_cache
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def is_signed(bundle: Path, public_key: Path) -> bool:
 
 
 def _registry() -> Path:
-    return default_folder().parent / "built-here"
+    return user_cache("built-here")
 
 
 def _cryptography() -> tuple[Any, Any]:

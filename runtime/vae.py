@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Array, EnginePlan
-from reelquant.runtime.graphs import check_component, open_graph
+from reelquant.runtime.choose_engine import choose_engine
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Array, Session, Value
 from reelquant.runtime.tiles import decode_tiled, encode_tiled, exceeds, tile_count, tilings
-from reelquant.runtime.trust import OWN, Trust
 
 Floats = NDArray[np.float32]
-_Open = Callable[[str], EnginePlan]
+NEXT_CACHE = "next_cache."  # an output ``next_cache.X`` is what the next chunk is fed as ``cache.X``
+_Open = Callable[[str], Session]
 
 
 class VaeDecoder:
@@ -27,13 +28,11 @@ class VaeDecoder:
     def __init__(
         self,
         bundle: Bundle,
-        engine: str,
-        threads: int | None = None,
+        options: EngineOptions,
         tiled: bool = False,
-        trust: Trust = OWN,
-        graphs: Mapping[str, EnginePlan] | None = None,
+        graphs: Mapping[str, Session] | None = None,
     ) -> None:
-        own = _Graphs(bundle, "vae_decoder", engine, threads, trust).open
+        own = _Graphs(bundle, "vae_decoder", options).open
         self._open: _Open = own if graphs is None else graphs.__getitem__
         self._tiling = tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial) if tiled else None
         self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
@@ -61,8 +60,8 @@ class VaeDecoder:
             yield chunk
 
     def results(self, latents: Floats) -> Iterator[tuple[str, dict[str, Array]]]:
-        """Of each chunk of :meth:`decode`'s latents the graph that ran, "first" or "next", and all that it answered. The next
-        chunk's caches are written over the caches in it.
+        """Of each chunk of :meth:`decode`'s latents the graph that ran, "first" or "next", and all that it answered but the
+        caches.
         """
         chunks = _chunks(latents.transpose(1, 0, 2, 3)[None], 3, 2)
         return _stream(self._open, "latents", (chunk * self._scale for chunk in chunks))
@@ -74,10 +73,8 @@ class VaeDecoder:
 class VaeEncoder:
     """Frames → scaled latents. A still image is a stream of one frame; ``tiled`` is as the decoder's."""
 
-    def __init__(
-        self, bundle: Bundle, engine: str, threads: int | None = None, tiled: bool = False, trust: Trust = OWN
-    ) -> None:
-        self._graphs = _Graphs(bundle, "vae_encoder", engine, threads, trust)
+    def __init__(self, bundle: Bundle, options: EngineOptions, tiled: bool = False) -> None:
+        self._graphs = _Graphs(bundle, "vae_encoder", options)
         vae = bundle.manifest.vae
         self._tiling = tilings(vae, bundle.manifest.geometry.spatial, "encoder") if tiled else None
         scale = float(vae["scaling_factor"])
@@ -91,10 +88,10 @@ class VaeEncoder:
         ``noise``, of the latents' shape, samples the posterior as the pipelines do; without it its mean is returned.
         """
 
-        plan = self._graphs.open("image")
+        session = self._graphs.open("image")
 
         def whole(tile: Floats) -> Floats:
-            return np.asarray(plan.run({"frames": tile})["moments"])
+            return np.asarray(session.run({"frames": tile})["moments"])
 
         return self._sample(self._moments(whole, image), noise) * self._image_scale
 
@@ -126,27 +123,30 @@ def _chunks(x: Floats, first: int, later: int) -> Iterator[Floats]:
 
 
 def _stream(open_graph: _Open, name: str, chunks: Iterator[Floats]) -> Iterator[tuple[str, dict[str, Array]]]:
-    results = open_graph("first").run({name: next(chunks)})
-    # Each chunk's caches are written over those that it was given: there is one set of them, however long the clip.
-    into = {key: value for key, value in results.items() if key.startswith("next_")}
-    caches = {key.removeprefix("next_"): value for key, value in into.items()}
+    results, kept = open_graph("first").run_keeping({name: next(chunks)}, _is_cache)
     yield "first", results
     del results  # whoever took the frames has them now
-    plan: EnginePlan | None = None
+    session: Session | None = None
     for chunk in chunks:
-        plan = plan or open_graph("next")
-        yield "next", plan.run({name: chunk, **caches}, into)
+        session = session or open_graph("next")
+        fed: dict[str, Value] = {key.removeprefix("next_"): value for key, value in kept.items()}
+        # Each chunk's caches are written over those that it was given: there is one set of them, however long the clip.
+        results, kept = session.run_keeping({name: chunk, **fed}, _is_cache, kept)
+        yield "next", results
+        del results
+
+
+def _is_cache(output: str) -> bool:
+    return output.startswith(NEXT_CACHE)
 
 
 class _Graphs:
     """The checked graphs of a component, loaded where they are used and given up after: the memory of one at a time."""
 
-    def __init__(self, bundle: Bundle, component: str, engine: str, threads: int | None, trust: Trust) -> None:
-        self._bundle, self._component, self._engine, self._threads = bundle, component, engine, threads
-        self._trust = trust
-        check_component(bundle, component, engine)
+    def __init__(self, bundle: Bundle, component: str, options: EngineOptions) -> None:
+        self._bundle, self._component, self._options = bundle, component, options
+        self._engine, _ = choose_engine(bundle, options)
+        self._engine.check_files(bundle, component)
 
-    def open(self, name: str) -> EnginePlan:
-        return open_graph(
-            self._bundle, self._component, name, self._engine, self._threads, lean=True, trust=self._trust
-        )
+    def open(self, name: str) -> Session:
+        return self._engine.open(self._bundle, self._component, name, self._options, lean=True)

@@ -76,13 +76,12 @@ def demo_bundle() -> BundleMaker:
 @pytest.fixture(scope="session")
 def rtx_bundle() -> BundleMaker:
     """As ``demo_bundle``, with TensorRT-RTX engines for Ada and Blackwell, which build without a GPU."""
-    from reelquant.runtime.engines.tensorrt.builder import BuildOptions
-    from reelquant.runtime.engines.tensorrt.stage import Wanted
+    from reelquant.runtime.engines.options import BuildSpec
 
     def make(task: str, precision: str) -> Bundle:
         gpus = ("sm120",) if precision == "nvfp4" else ("sm89", "sm120")
-        wanted = Wanted(options=BuildOptions(gpus))
-        return _exported(task, precision, f"rtx-{task}-{precision}", engine="tensorrt-rtx", wanted=wanted)
+        spec = BuildSpec(gpus=gpus)
+        return _exported(task, precision, f"rtx-{task}-{precision}", engine="tensorrt-rtx", spec=spec)
 
     return cache(make)
 

@@ -10,7 +10,8 @@ from reelquant.quant.graph_files import load_graph
 from reelquant.quant.lint import attention_rules, graph_rules, parser_rules, qdq_rules, target_rules
 from reelquant.quant.lint.finding import Finding, Subject
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines.tensorrt.stage import Wanted, engine_profiles
+from reelquant.runtime.engines.options import BuildSpec
+from reelquant.runtime.engines.tensorrt.stage import engine_profiles
 from reelquant.runtime.errors import BundleError
 
 RULES: dict[str, Callable[[Subject], Iterator[Finding]]] = {
@@ -41,23 +42,23 @@ def lint(model: ir.Model, targets: tuple[str, ...] = (), symbols: Mapping[str, i
     return [finding for rule in RULES.values() for finding in rule(subject)]
 
 
-def lint_bundle(bundle: Bundle, wanted: Wanted) -> dict[str, list[Finding]]:
+def lint_bundle(bundle: Bundle, spec: BuildSpec) -> dict[str, list[Finding]]:
     """The findings of every graph and size that a build would compile; graphs without any are left out."""
     found: dict[str, list[Finding]] = {}
-    for component, graph, profile in engine_profiles(bundle.manifest, wanted):
-        findings = lint(load_graph(bundle.graph(component, graph)), wanted.options.targets, profile.most)
+    for component, graph, profile in engine_profiles(bundle.manifest, spec):
+        findings = lint(load_graph(bundle.graph(component, graph)), spec.gpus, profile.most)
         known = found.setdefault(f"{component}/{graph}", [])
         known += [finding for finding in findings if finding not in known]
     return {name: findings for name, findings in found.items() if findings}
 
 
-def refuse_what_lint_finds(bundle: Bundle, wanted: Wanted) -> list[str]:
+def refuse_what_lint_finds(bundle: Bundle, spec: BuildSpec) -> list[str]:
     """Stop before a build that would fail; return the warnings.
 
     Raises:
         BundleError: a rule is broken; the message names the first, and how many more there are.
     """
-    said = [(name, finding) for name, findings in lint_bundle(bundle, wanted).items() for finding in findings]
+    said = [(name, finding) for name, findings in lint_bundle(bundle, spec).items() for finding in findings]
     faults = [(name, finding) for name, finding in said if not finding.warning]
     if faults:
         name, finding = faults[0]

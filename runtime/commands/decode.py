@@ -6,24 +6,22 @@ from pathlib import Path
 
 import click
 
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import (
-    BUILT_ENGINE,
     BUNDLE,
+    ENGINE_OPTIONS,
     JSON,
-    KEYS,
     QUIET,
-    THREADS,
     TILED,
-    TRUST,
     end_with_flaws,
     print_json,
     say_engine,
     shown,
 )
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.latents import SavedLatents
-from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.trust import Trust
 from reelquant.runtime.video import check_output
 
 
@@ -32,10 +30,7 @@ from reelquant.runtime.video import check_output
 @click.argument("latents", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="FILE.mp4, .gif, .png or .npy")
 @TILED
-@BUILT_ENGINE
-@THREADS
-@KEYS
-@TRUST
+@ENGINE_OPTIONS
 @QUIET
 @JSON
 @click.pass_context
@@ -45,17 +40,14 @@ def decode(
     latents: Path,
     output: Path,
     tiled: bool,
-    engine: str | None,
-    threads: int | None,
-    keys: tuple[Path, ...],
-    trust: bool,
+    options: EngineOptions,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Decode LATENTS, a file of `generate --latents`, with BUNDLE's VAE. The clip is the one that generate makes."""
     check_output(output)
     saved = SavedLatents.load(latents)
-    pipeline = load_pipeline(bundle, engine, threads, tiled=tiled, trust=Trust(keys, trust))
+    pipeline = Pipeline(Bundle.open(bundle), options, tiled=tiled)
     say_engine(pipeline.engine_note, quiet)
     with Progress(shown(quiet)) as progress:
         clip = pipeline.decode_saved(saved, progress)

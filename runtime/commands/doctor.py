@@ -9,7 +9,7 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import JSON, print_json
-from reelquant.runtime.doctor import compiled_engines, diagnose, machine, precisions
+from reelquant.runtime.doctor import built_engines, diagnose, machine, precisions
 from reelquant.runtime.gpus import gpus
 
 
@@ -17,14 +17,14 @@ from reelquant.runtime.gpus import gpus
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @JSON
 def doctor(bundle: Path | None, as_json: bool) -> None:
-    """Say which engines can run on this machine, and what the others lack; of BUNDLE, whether its engines load here."""
+    """Say which engines can run on this machine, and what the others lack; of BUNDLE, whether the engines it was built for run it here."""
     reports, host, found = diagnose(), machine(), gpus()
-    compiled = compiled_engines(Bundle.open(bundle), found) if bundle else {}
+    built = built_engines(Bundle.open(bundle)) if bundle else {}
     if as_json:
         engines = [asdict(report) for report in reports]
         worth = {engine: [asdict(note) for note in made] for engine, made in precisions(reports).items()}
         facts = {"machine": asdict(host), "gpus": asdict(found), "engines": engines, "precisions": worth}
-        print_json({**facts, "bundle": compiled})
+        print_json({**facts, "bundle": built})
         return
     click.echo(f"{host.cpu}, {host.cores} cores, {host.memory / 2**30:.0f} GiB, {', '.join(host.instruction_sets)}")
     click.echo(f"GPU: {', '.join(found.names) or found.reason}")
@@ -37,5 +37,7 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
         click.echo(f"on this CPU, with {engine}:")
         for note in made:
             click.echo(f"  {note.precision:12} {note.text}")
-    for engine, reason in compiled.items():
-        click.echo(f"{bundle}: its {engine} engines {'load here' if reason is None else f'do not load here: {reason}'}")
+    for engine, reason in built.items():
+        click.echo(
+            f"{bundle} {'runs' if reason is None else 'does not run'} here on {engine}{f': {reason}' if reason else ''}"
+        )

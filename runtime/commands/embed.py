@@ -6,23 +6,21 @@ from pathlib import Path
 
 import click
 
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import (
-    BUILT_ENGINE,
     BUNDLE,
+    ENGINE_OPTIONS,
     JSON,
-    KEYS,
     QUIET,
-    THREADS,
-    TRUST,
     print_json,
     say_engine,
     say_unknown,
     shown,
 )
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.trust import Trust
 
 
 @click.command()
@@ -30,10 +28,7 @@ from reelquant.runtime.trust import Trust
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("prompts", nargs=-1)
 @click.option("--file", "listed", type=click.Path(path_type=Path), help="A text file with one prompt a line.")
-@BUILT_ENGINE
-@THREADS
-@KEYS
-@TRUST
+@ENGINE_OPTIONS
 @QUIET
 @JSON
 def embed(
@@ -41,10 +36,7 @@ def embed(
     folder: Path,
     prompts: tuple[str, ...],
     listed: Path | None,
-    engine: str | None,
-    threads: int | None,
-    keys: tuple[Path, ...],
-    trust: bool,
+    options: EngineOptions,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -52,7 +44,7 @@ def embed(
     wanted = [*prompts, *(_read(listed) if listed else [])]
     if not wanted:
         raise BadInput("no prompts; give them as arguments, or a file of them with --file")
-    pipeline = load_pipeline(bundle, engine, threads, folder, trust=Trust(keys, trust))
+    pipeline = Pipeline(Bundle.open(bundle), options, folder)
     say_engine(pipeline.engine_note, quiet)
     unknown = {}
     for prompt in wanted:  # all are checked before the first is computed

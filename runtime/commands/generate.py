@@ -13,14 +13,11 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import (
-    BUILT_ENGINE,
     BUNDLE,
+    ENGINE_OPTIONS,
     JSON,
-    KEYS,
     QUIET,
-    THREADS,
     TILED,
-    TRUST,
     end_with_flaws,
     print_json,
     say_engine,
@@ -28,16 +25,14 @@ from reelquant.runtime.commands.options import (
     shown,
     size_option,
 )
-from reelquant.runtime.engine import engine_version
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.graphs import device_seconds
 from reelquant.runtime.latents import SUFFIX
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.precision_notes import note_of
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.remake import read_remake
 from reelquant.runtime.request import STRENGTH, Request
-from reelquant.runtime.trust import Trust
 from reelquant.runtime.video import check_output
 
 STAGES = ("load", "text", "encode", "denoise", "decode", "write")
@@ -69,10 +64,7 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @click.option("--latents", type=click.Path(path_type=Path), help="Also keep the latents, FILE.npz, for decode.")
 @click.option("--embeddings", type=click.Path(path_type=Path), help="Folder of prompts' embeddings, used and filled.")
 @TILED
-@BUILT_ENGINE
-@THREADS
-@KEYS
-@TRUST
+@ENGINE_OPTIONS
 @QUIET
 @JSON
 @click.pass_context
@@ -95,10 +87,7 @@ def generate(
     latents: Path | None,
     embeddings: Path | None,
     tiled: bool,
-    engine: str | None,
-    threads: int | None,
-    keys: tuple[Path, ...],
-    trust: bool,
+    options: EngineOptions,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -110,17 +99,18 @@ def generate(
     opened = Bundle.open(bundle)
     remake = read_remake(like, opened) if like else None
     if remake:
-        engine, threads, tiled = engine or remake.engine, threads or remake.threads, tiled or remake.tiled
+        tiled = tiled or remake.tiled
+        options = replace(options, engine=options.engine or remake.engine, threads=options.threads or remake.threads)
     elif prompt is None:
         raise BadInput(
             "there is no PROMPT; describe the clip in a sentence or two, or name a clip to make again: --like FILE"
         )
-    pipeline = Pipeline(opened, engine, threads, embeddings, tiled, keep=False, trust=Trust(keys, trust))
+    pipeline = Pipeline(opened, options, embeddings, tiled, keep=False)
     engine = pipeline.engine
     say_engine(pipeline.engine_note, quiet)
-    note = note_of(opened.manifest, engine)
+    note = note_of(opened.manifest, engine.precision_notes())
     if note and note.disappoints and sys.stderr.isatty() and not (quiet or as_json):
-        click.echo(f"{note.precision} on this CPU, with {engine}: {note.text}", err=True)
+        click.echo(f"{note.precision} on this CPU, with {engine.name}: {note.text}", err=True)
     height, width = size or (None, None)
     asked: dict[str, Any] = {
         "prompt": prompt, "image": image, "negative_prompt": negative_prompt, "seed": seed, "steps": steps,
@@ -138,10 +128,9 @@ def generate(
         if not quiet:
             click.echo(f"{like} was made from another image or video: frames will differ", err=True)
     if remake and not quiet:
-        version = engine_version(engine)
-        if (remake.engine, remake.engine_version) != (engine, version):
-            made = f"{remake.engine} {remake.engine_version}"
-            click.echo(f"{like} was made with {made}, and this is {engine} {version}: frames may differ", err=True)
+        made, here = f"{remake.engine} {remake.engine_version}", f"{engine.name} {engine.version()}"
+        if made != here:
+            click.echo(f"{like} was made with {made}, and this is {here}: frames may differ", err=True)
         if remake.decoded:
             click.echo(f"{like} was decoded apart, with {json.dumps(remake.decoded)}: frames may differ", err=True)
     unknown = pipeline.tokenizer.unknown_words(f"{request.prompt}\n{request.negative_prompt}")
@@ -163,12 +152,12 @@ def generate(
                 "height": rows,
                 "steps": clip.provenance["steps"],
                 "seed": clip.provenance["seed"],
-                "engine": engine,
+                "engine": engine.name,
                 "precision": pipeline.bundle.manifest.precision,
                 "unknown_words": unknown,
                 "precision_here": asdict(note) if note else None,
                 "seconds": seconds,
-                "device_seconds": device_seconds(engine),
+                "device_seconds": engine.device_seconds(),
                 "peak_rss_bytes": peak_rss_bytes(),
                 "flaws": clip.flaws,
                 "sha256_frames": clip.sha256,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, print_json
-from reelquant.runtime.engine import ENGINES, installed_engine
+from reelquant.runtime.engines.registry import installed_engine
 from reelquant.runtime.precision_notes import note_of
 
 _COUNTS = ("nodes", "linears", "quantized_linears")
@@ -24,8 +23,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """Say what BUNDLE holds: its manifest, and per component what its graphs are made of."""
     opened = Bundle.open(bundle)
     engine = installed_engine()
-    note = note_of(opened.manifest, engine) if find_spec(ENGINES[engine]) else None
-    found = {**describe(opened), "here": {"engine": engine, **asdict(note)} if note else None}
+    note = note_of(opened.manifest, engine.precision_notes()) if engine.installed() else None
+    found = {**describe(opened), "here": {"engine": engine.name, **asdict(note)} if note else None}
     if as_json:
         print_json(found)
         return
@@ -42,7 +41,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for name, record in manifest["engines"].items():
         click.echo(f"built for {name} {record['version']}")
     if note:
-        click.echo(f"{note.precision} on this CPU, with {engine}: {note.text}")
+        click.echo(f"{note.precision} on this CPU, with {engine.name}: {note.text}")
 
 
 def describe(bundle: Bundle) -> dict[str, Any]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import wraps
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import click
 
-from reelquant.runtime.engine import DEFAULT_ENGINE, ENGINES
-from reelquant.runtime.engines.tensorrt.flavor import FLAVORS
+from reelquant.runtime.engines.options import CURRENT, BuildSpec, EngineOptions, parse_gpus
+from reelquant.runtime.engines.registry import DEFAULT_ENGINE, engine_names
 from reelquant.runtime.sizes import Size, parse_clip, parse_size
+from reelquant.runtime.trust import Trust
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -25,28 +28,38 @@ def lower(ctx: click.Context, option: click.Parameter, value: str | None) -> str
 
 def engine_option(help: str, default: str | None = None) -> Callable[[Any], Any]:
     """``--engine NAME``; upper case is taken for lower."""
-    text = f"One of {', '.join([*ENGINES, *FLAVORS])}{help}."
+    text = f"One of {', '.join(engine_names())}{help}."
     return click.option(
         "--engine", default=default, show_default=default is not None, metavar="NAME", callback=lower, help=text
     )
 
 
 ENGINE = engine_option("", DEFAULT_ENGINE)
-BUILT_ENGINE = engine_option(" [default: what the bundle was built for, where it runs here]")
 TILED = click.option(
     "--tiled", is_flag=True, help="Decode and encode large frames in tiles: much less memory, a little slower."
 )
 THREADS = click.option(
     "--threads", type=click.IntRange(1), help="CPU threads [default: $REELQUANT_THREADS, else the engine's choice]."
 )
-KEYS = click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Public key (PEM) whose engines may be loaded.",
-)
-TRUST = click.option("--trust", is_flag=True, help="Load this bundle's engines whoever built them: they are code.")
+
+
+def option_group(into: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Options that a command takes as one value: ``make`` of them, as its parameter ``into``. They are named as the
+    parameters of ``make``.
+    """
+    names = tuple(signature(make).parameters)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(command)
+        def collected(*arguments: Any, **values: Any) -> Any:
+            made = make(**{name: values.pop(name) for name in names})
+            return command(*arguments, **values, **{into: made})
+
+        for option in reversed(options):
+            collected = option(collected)
+        return collected
+
+    return decorate
 
 
 def size_option(help: str, name: str = "--size") -> Callable[[Any], Any]:
@@ -56,21 +69,6 @@ def size_option(help: str, name: str = "--size") -> Callable[[Any], Any]:
     return click.option(name, callback=parse, metavar="HEIGHTxWIDTH", help=help)
 
 
-GPU = click.option(
-    "--gpu",
-    default="current",
-    show_default=True,
-    metavar="NAMES",
-    help="GPUs to build for, such as sm89,sm120 (TensorRT).",
-)
-DYNAMIC = click.option(
-    "--dynamic", is_flag=True, help="One engine for all clips from the smallest to the largest size (TensorRT)."
-)
-CACHE = click.option(
-    "--cache", type=click.Path(path_type=Path), help="Folder of engines built before (TensorRT) [default: the user's]."
-)
-
-
 def clips_option(help: str) -> Callable[[Any], Any]:
     """``--clip 49x480x720``, as often as there are sizes."""
 
@@ -78,6 +76,82 @@ def clips_option(help: str) -> Callable[[Any], Any]:
         return tuple(map(parse_clip, values))
 
     return click.option("--clip", "clips", multiple=True, callback=parse, metavar="FRAMESxHEIGHTxWIDTH", help=help)
+
+
+def _engine_options(
+    engine: str | None, threads: int | None, device: int, keys: tuple[Path, ...], trust: bool
+) -> EngineOptions:
+    return EngineOptions(engine, threads, device, Trust(keys, trust))
+
+
+# How a bundle is run: ``options: EngineOptions``.
+ENGINE_OPTIONS = option_group(
+    "options",
+    _engine_options,
+    engine_option(" [default: what the bundle was built for, where it runs here]"),
+    THREADS,
+    click.option(
+        "--device",
+        type=click.IntRange(0),
+        default=EngineOptions.device,
+        show_default=True,
+        help="Number of the GPU, as in nvidia-smi, for engines that compute on one.",
+    ),
+    click.option(
+        "--key",
+        "keys",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Public key (PEM) whose engines may be loaded.",
+    ),
+    click.option("--trust", is_flag=True, help="Load this bundle's engines whoever built them: they are code."),
+)
+
+
+def _clips_to_build(gpu: str, clips: tuple[Size, ...], dynamic: bool, tiled: bool) -> BuildSpec:
+    return BuildSpec(clips, dynamic, tiled, parse_gpus(gpu))
+
+
+def _build_spec(
+    gpu: str, clips: tuple[Size, ...], dynamic: bool, tiled: bool, level: int, cache: Path | None
+) -> BuildSpec:
+    return BuildSpec(clips, dynamic, tiled, parse_gpus(gpu), level, cache=cache)
+
+
+_TARGETS = (
+    click.option(
+        "--gpu",
+        default=CURRENT,
+        show_default=True,
+        metavar="NAMES",
+        help="GPUs to build for, such as sm89,sm120 (TensorRT).",
+    ),
+    clips_option("Clips to build for, as often as there are sizes [default: the bundle's] (TensorRT)."),
+    click.option(
+        "--dynamic", is_flag=True, help="One engine for all clips from the smallest to the largest size (TensorRT)."
+    ),
+    TILED,
+)
+# What TensorRT builds, as a linter has to know it: ``spec: BuildSpec``.
+CLIPS_TO_BUILD = option_group("spec", _clips_to_build, *_TARGETS)
+# The same, as it is built: ``spec: BuildSpec``.
+BUILD_SPEC = option_group(
+    "spec",
+    _build_spec,
+    *_TARGETS,
+    click.option(
+        "--level",
+        type=click.IntRange(0, 5),
+        default=BuildSpec.level,
+        show_default=True,
+        help="Builder optimization level (TensorRT).",
+    ),
+    click.option(
+        "--cache",
+        type=click.Path(path_type=Path),
+        help="Folder of engines built before (TensorRT) [default: the user's].",
+    ),
+)
 
 
 def print_json(value: Any) -> None:

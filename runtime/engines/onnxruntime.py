@@ -5,25 +5,101 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from reelquant.runtime.cpu_units import has_int8_units, is_arm
-from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed, thread_count
-from reelquant.runtime.errors import BundleError, EngineError, MissingExtra
+from reelquant.runtime.engines.engine import EngineReport, run_failed
+from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
+from reelquant.runtime.engines.onnx_engine import OnnxEngine
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
+from reelquant.runtime.errors import BundleError, EngineError
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.memory import give_back_at_once
+from reelquant.runtime.precision_notes import Note, cpu_notes
 
 
-class _OnnxRuntimePlan:
+class OnnxRuntime(OnnxEngine):
+    """The engine: on the first GPU, or the one that is named, where there is one and this build has CUDA, else on the CPU."""
+
+    name = package = "onnxruntime"
+    memory = EngineMemory(
+        process=90_000_000,
+        high=MemoryModel(0.95, 4.6, 0.75),
+        quantized=MemoryModel(0.85, 4.6, 0.75),
+        vae={"decoder": MemoryModel(1.09, 0.69), "encoder": MemoryModel(1.03, 0.97)},
+    )
+
+    def inspect(self, module: ModuleType) -> EngineReport:
+        version, cuda = str(module.__version__), "CUDAExecutionProvider" in module.get_available_providers()
+        found = gpus()
+        devices = f"CUDA ({', '.join(found.names)}), CPU" if cuda and found.names else "CPU"
+        if found.names and not cuda:
+            reason = "built for CPUs alone: it leaves the GPU unused"
+            return EngineReport(self.name, True, version, devices, reason, self.remedy("onnxruntime-gpu"))
+        reason = f"built for CUDA, but {found.reason}: it runs on the CPU" if cuda and not found.names else ""
+        return EngineReport(self.name, True, version, devices, reason, "")
+
+    def on_cpu(self) -> bool:
+        """Whether it runs graphs on the CPU: this build has no CUDA, or there is no GPU."""
+        return "CUDAExecutionProvider" not in self.module().get_available_providers() or not gpus().names
+
+    def precision_notes(self) -> tuple[Note, ...]:
+        return cpu_notes(has_int8_units(), saved="disk, not time or memory") if self.on_cpu() else ()
+
+    def open_onnx(self, graph: Path, options: EngineOptions, lean: bool = False) -> Session:
+        """Open an ONNX file.
+
+        With ``lean``, weights are not repacked for speed, which would hold a second copy of them, and memory is taken and
+        given back value by value: the arena that saves doing so keeps what it ever took, in sizes that double.
+
+        Raises:
+            MissingExtra: onnxruntime is not installed.
+            BadInput: there is no GPU of this number.
+            BundleError: ONNX Runtime refuses the graph.
+            EngineError: CUDA does not start.
+        """
+        ort, on_cpu = self.module(), self.on_cpu()
+        if on_cpu:
+            self.refuse_device(options)
+        chosen = ort.SessionOptions()
+        chosen.log_severity_level = 3
+        # The graph says its own numerics: by default, what is fed to linears with INT8 weights would be quantized too.
+        chosen.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if lean:
+            chosen.add_session_config_entry("session.disable_prepacking", "1")
+            chosen.enable_cpu_mem_arena = chosen.enable_mem_pattern = False
+            give_back_at_once()
+        chosen.intra_op_num_threads = options.cpu_threads() or _fewer_cores()
+        for entry, value in _int8_entries(graph).items() if on_cpu else ():
+            chosen.add_session_config_entry(entry, value)
+        if _has_fp8(graph) and on_cpu:
+            # On the CPU a fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
+            chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if not on_cpu:
+            ort.preload_dlls()  # CUDA's libraries from their pip packages, which it does not find by itself
+            # By default it would compute float32 graphs in TF32, which has fp16's 10 bits of mantissa.
+            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0, "device_id": options.device}))
+        try:
+            # No fallback: where CUDA fails to start, it would run on the CPU without a word.
+            session = ort.InferenceSession(str(graph), chosen, providers=providers, enable_fallback=0)
+        except Exception as error:  # onnxruntime's exception classes share no public base but Exception
+            raise BundleError(f"ONNX Runtime {self.version()} cannot load {graph}: {error}") from error
+        check_provider(session.get_providers(), providers, self.version())
+        return _OnnxRuntimeSession(session, graph)
+
+
+class _OnnxRuntimeSession(HostSession):
     def __init__(self, session: Any, graph: Path) -> None:
         self._session, self._graph = session, graph
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
 
-    def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
+    def compute(self, feeds: Feeds, into: Feeds) -> dict[str, Array]:
         arrays = {name: np.ascontiguousarray(feeds[name]) for name in self.inputs}
         try:
             results = self._bound(arrays, into) if into else self._session.run(None, arrays)
@@ -46,59 +122,6 @@ class _OnnxRuntimePlan:
         return [into[name] if name in into else value.numpy() for name, value in results]
 
 
-def version() -> str:
-    return str(_module().__version__)
-
-
-def devices() -> str:
-    return "CPU" if on_cpu() else "CUDA, CPU"
-
-
-def build(graph: Path, threads: int | None = None) -> None:
-    """Open ``graph`` once, so that a graph this engine cannot run fails here and not at a user's request."""
-    open(graph, threads)
-
-
-def open(graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:
-    """Open an ONNX file on the first GPU where there is one and this build of ONNX Runtime has CUDA, else on the CPU.
-
-    With ``lean``, weights are not repacked for speed, which would hold a second copy of them, and memory is taken and
-    given back value by value: the arena that saves doing so keeps what it ever took, in sizes that double.
-
-    Raises:
-        MissingExtra: onnxruntime is not installed.
-        BundleError: ONNX Runtime refuses the graph.
-        EngineError: CUDA does not start.
-    """
-    ort = _module()
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    # The graph says its own numerics: by default, what is fed to linears with INT8 weights would be quantized too.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if lean:
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        give_back_at_once()
-    options.intra_op_num_threads = thread_count(threads) or _fewer_cores()
-    for entry, value in _int8_entries(graph).items() if on_cpu() else ():
-        options.add_session_config_entry(entry, value)
-    if _has_fp8(graph) and on_cpu():
-        # On the CPU a fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    providers: list[Any] = ["CPUExecutionProvider"]
-    if not on_cpu():
-        ort.preload_dlls()  # CUDA's libraries from their pip packages, which it does not find by itself
-        # By default it would compute float32 graphs in TF32, which has fp16's 10 bits of mantissa.
-        providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0}))
-    try:
-        # No fallback: where CUDA fails to start, it would run on the CPU without a word.
-        session = ort.InferenceSession(str(graph), options, providers=providers, enable_fallback=0)
-    except Exception as error:  # onnxruntime's exception classes share no public base but Exception
-        raise BundleError(f"ONNX Runtime {version()} cannot load {graph}: {error}") from error
-    check_provider(session.get_providers(), providers)
-    return _OnnxRuntimePlan(session, graph)
-
-
 def _fewer_cores() -> int:
     """How many cores this process may use where they are not all (taskset, a container's cpuset), else 0.
 
@@ -110,7 +133,7 @@ def _fewer_cores() -> int:
     return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
-def check_provider(started: Sequence[str], wanted: Sequence[Any]) -> None:
+def check_provider(started: Sequence[str], wanted: Sequence[Any], version: str) -> None:
     """See that a session has the provider that was asked for first.
 
     Raises:
@@ -119,19 +142,9 @@ def check_provider(started: Sequence[str], wanted: Sequence[Any]) -> None:
     first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
     if first not in started:
         raise EngineError(
-            f"ONNX Runtime {version()} has CUDA and cannot start it: its libraries are missing or are of another CUDA; install "
+            f"ONNX Runtime {version} has CUDA and cannot start it: its libraries are missing or are of another CUDA; install "
             "them with: pip install 'reelquant[onnxruntime-gpu]', or hide the GPU to run on the CPU: CUDA_VISIBLE_DEVICES="
         )
-
-
-def on_cpu() -> bool:
-    """Whether it runs graphs on the CPU: this build has no CUDA, or there is no GPU."""
-    return "CUDAExecutionProvider" not in _module().get_available_providers() or not gpus().names
-
-
-def multiplies_int8() -> bool:
-    """Whether INT8 products are computed in INT8 here, and so save time."""
-    return has_int8_units()
 
 
 def _int8_entries(graph: Path) -> dict[str, str]:
@@ -156,11 +169,3 @@ def _int8_entries(graph: Path) -> dict[str, str]:
 def _has_fp8(graph: Path) -> bool:
     """Whether the graph names our FP8 zero points: weights live beside the ONNX file, so it is small and has the names."""
     return b"fp8_zero_point" in graph.read_bytes()
-
-
-def _module() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtra("onnxruntime", "onnxruntime") from error
-    return onnxruntime

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engine import Array, EnginePlan, Feeds, run_failed, thread_count
+from reelquant.runtime.cpu_units import instruction_sets
+from reelquant.runtime.engines.engine import EngineReport, run_failed
+from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
+from reelquant.runtime.engines.onnx_engine import OnnxEngine
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
 from reelquant.runtime.errors import BundleError, MissingExtra
 from reelquant.runtime.memory import give_back_at_once
+from reelquant.runtime.precision_notes import Note, cpu_notes
 
 # The graph says its own numerics: without these, a CPU with bf16 units would silently compute fp32 graphs in bf16, and what
 # is fed to linears with INT8 weights would silently be quantized too.
@@ -23,7 +29,51 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-class _OpenVinoPlan:
+class OpenVino(OnnxEngine):
+    """The engine; its kernels are chosen by what this CPU has."""
+
+    name = package = "openvino"
+    # It maps the file and repacks its linears; its attention is fused.
+    memory = EngineMemory(
+        process=140_000_000,
+        high=MemoryModel(1.8, 2.5),
+        quantized=MemoryModel(1.15, 2.5),
+        vae={"decoder": MemoryModel(2.06, 1.05), "encoder": MemoryModel(2.0, 2.3)},
+    )
+
+    def version(self) -> str:
+        return str(_module().get_version()).split("-")[0]
+
+    def inspect(self, module: ModuleType) -> EngineReport:
+        version, devices = str(module.get_version()).split("-")[0], module.Core().available_devices
+        if "CPU" in devices:
+            return EngineReport(self.name, True, version, ", ".join(devices), "", "")
+        again = self.remedy(again=True)
+        return EngineReport(self.name, False, version, ", ".join(devices), "its CPU plugin is missing", again)
+
+    def precision_notes(self) -> tuple[Note, ...]:
+        exact = "avx512f" in instruction_sets()  # where its INT8 kernels gain on 7-bit weights
+        return cpu_notes(not saturates(), saved="memory, not time", reduced_is_faster=exact)
+
+    def open_onnx(self, graph: Path, options: EngineOptions, lean: bool = False) -> Session:
+        """Compile an ONNX file (fp32, INT8 or FP8 Q/DQ) for the CPU; with ``lean`` at its first run, and again whenever the
+        shapes change.
+
+        Raises:
+            MissingExtra: openvino is not installed.
+            BundleError: OpenVINO refuses the graph.
+        """
+        self.refuse_device(options)
+        hints = dict(_OPTIONS)
+        if threads := options.cpu_threads():
+            hints["INFERENCE_NUM_THREADS"] = threads
+        try:
+            return _OpenVinoSession(graph, hints, lean)
+        except RuntimeError as error:
+            raise BundleError(f"OpenVINO {self.version()} cannot load {graph}: {error}") from error
+
+
+class _OpenVinoSession(HostSession):
     """A graph compiled for every shape, or, where ``lean``, for the shapes of its last run: then memory is planned for
     those alone.
     """
@@ -41,7 +91,7 @@ class _OpenVinoPlan:
         else:
             self._compile(model)
 
-    def run(self, feeds: Feeds, into: Feeds = MappingProxyType({})) -> dict[str, Array]:
+    def compute(self, feeds: Feeds, into: Feeds) -> dict[str, Array]:
         arrays = [np.ascontiguousarray(feeds[name]) for name in self.inputs]
         try:
             if self._lean:
@@ -121,51 +171,10 @@ def saturates() -> bool:
     return bool(np.any(found != size * largest**2))
 
 
-def on_cpu() -> bool:
-    """Whether it runs graphs on the CPU."""
-    return True
-
-
-def multiplies_int8() -> bool:
-    """Whether INT8 products are computed in INT8 here, and so save time."""
-    return not saturates()
-
-
 def _name(port: Any) -> str:
     """The ONNX graph's own name: a tensor that a no-op hands on has several, and ``any_name`` is any of them."""
     name = str(port.get_node().get_friendly_name()).removesuffix("/sink_port_0")
     return name if name in port.get_names() else str(port.any_name)
-
-
-def version() -> str:
-    openvino = _module()
-    return str(openvino.get_version()).split("-")[0]
-
-
-def devices() -> str:
-    return ", ".join(_core().available_devices)
-
-
-def build(graph: Path, threads: int | None = None) -> None:
-    """Compile ``graph`` once, so that a graph this engine cannot run fails here and not at a user's request."""
-    open(graph, threads)
-
-
-def open(graph: Path, threads: int | None = None, lean: bool = False) -> EnginePlan:
-    """Compile an ONNX file (fp32, INT8 or FP8 Q/DQ) for the CPU; with ``lean`` at its first run, and again whenever the
-    shapes change.
-
-    Raises:
-        MissingExtra: openvino is not installed.
-        BundleError: OpenVINO refuses the graph.
-    """
-    options = dict(_OPTIONS)
-    if threads := thread_count(threads):
-        options["INFERENCE_NUM_THREADS"] = threads
-    try:
-        return _OpenVinoPlan(graph, options, lean)
-    except RuntimeError as error:
-        raise BundleError(f"OpenVINO {version()} cannot load {graph}: {error}") from error
 
 
 @cache

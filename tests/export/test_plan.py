@@ -15,7 +15,7 @@ from reelquant.export import plan as plans
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, make_plan, nearest_fit
 from reelquant.export.trace_bundle import bundle_defaults
-from reelquant.runtime.engine import ENGINES
+from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.sizes import Size
 from tests.command_line import run
 from tests.conftest import CHECKPOINTS, BundleMaker
@@ -108,7 +108,7 @@ DEPTHS = [1, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", onnx_engines())
 def test_planned_memory_is_measured_memory(engine: str, depth: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     """A reduced transformer at many tokens, and the VAE at its real width, where its workings are."""
     work = tmp_path_factory.getbasetemp() / f"memory-{depth}"

@@ -9,11 +9,12 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from reelquant.runtime.engine import ENGINES, open_plan
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import onnx_engines, open_onnx
 
-EACH_ENGINE = pytest.mark.parametrize("engine", sorted(ENGINES))
+EACH_ENGINE = pytest.mark.parametrize("engine", onnx_engines())
 
 
 def run(model: ir.Model, engine: str, fed: dict[str, NDArray[Any]], folder: Path) -> dict[str, NDArray[Any]]:
     ir.save(model, folder / "graph.onnx", external_data="weights.bin")
-    return open_plan(engine, folder / "graph.onnx", threads=1).run(fed)
+    return open_onnx(engine, folder / "graph.onnx", EngineOptions(threads=1)).run(fed)

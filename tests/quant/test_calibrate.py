@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reelquant.quant import calibration_plan, scratch_plan
-from reelquant.quant.blockwise import BlockwisePlan
+from reelquant.quant import calibration_plan, scratch_session
+from reelquant.quant.blockwise import BlockwiseSession
 from reelquant.quant.calibrate import calibrate
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.scratch_plan import fits
-from reelquant.runtime.engine import Array, Feeds
+from reelquant.quant.scratch_session import fits
+from reelquant.runtime.engines.session import Array, Values
 from reelquant.runtime.errors import BadInput
 from tests.conftest import BundleMaker
 
@@ -23,14 +23,14 @@ def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkey
     made = whole.provenance
     assert (made.frames, made.height, made.width) == (9, 64, 48)
     runs: list[int] = []
-    run = BlockwisePlan.run
+    run = BlockwiseSession.run
 
-    def counted(self: BlockwisePlan, feeds: Feeds) -> dict[str, Array]:
+    def counted(self: BlockwiseSession, feeds: Values) -> dict[str, Array]:
         runs.append(len(self.parts))
         return run(self, feeds)
 
-    monkeypatch.setattr(BlockwisePlan, "run", counted)
-    monkeypatch.setattr(scratch_plan, "available_memory", lambda: 1 << 20)
+    monkeypatch.setattr(BlockwiseSession, "run", counted)
+    monkeypatch.setattr(scratch_session, "available_memory", lambda: 1 << 20)
     parts = calibrate(bundle, data, plan)
     assert runs == [12]  # one guided step, two halves of six blocks
     assert parts.low.keys() == whole.low.keys()
@@ -40,9 +40,9 @@ def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkey
 
 
 def test_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scratch_plan, "available_memory", lambda: 24 << 30)
+    monkeypatch.setattr(scratch_session, "available_memory", lambda: 24 << 30)
     assert fits(7 << 30, "openvino") and not fits(13 << 30, "openvino") and fits(13 << 30, "onnxruntime")
-    monkeypatch.setattr(scratch_plan, "available_memory", lambda: None)
+    monkeypatch.setattr(scratch_session, "available_memory", lambda: None)
     assert fits(1 << 50, "openvino")
 
 

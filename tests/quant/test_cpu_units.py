@@ -25,8 +25,8 @@ from reelquant.quant.linears import linear_nodes
 from reelquant.quant.numerics import INT8, INT8_REDUCED, Format, PerChannel
 from reelquant.quant.passes.qdq import QdqInserter
 from reelquant.runtime.cpu_units import has_int8_units
-from reelquant.runtime.engine import open_plan
 from reelquant.runtime.engines import onnxruntime as onnxruntime_engine
+from reelquant.runtime.engines.registry import open_onnx
 from tests.conftest import ROOT, BundleMaker
 
 pytestmark = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the caps are of x86")
@@ -45,13 +45,14 @@ import json, sys
 import numpy as np
 from pathlib import Path
 from reelquant.runtime.engines import openvino
+from reelquant.runtime.engines.registry import open_onnx
 folder, out, names, forced = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 if forced:
     openvino._overflows = lambda model: False
 x = np.load(folder / "x.npy")
 found, kernels = {}, {}
 for name in names:
-    plan = openvino.open(folder / name / "g.onnx")
+    plan = open_onnx("openvino", folder / name / "g.onnx")
     found[name] = plan.run({"x": x if name.startswith("linear") else x.reshape(1, 16, -1, 8, 4)[:, :, :4]})["y"]
     operators = plan._compiled.get_runtime_model().get_ordered_ops()
     facts = [operator.get_rt_info() for operator in operators]
@@ -148,7 +149,7 @@ def errors(found: dict[str, Array], graphs: Path) -> dict[str, float]:
     x, lost = np.load(graphs / "x.npy"), {}
     for name, value in found.items():
         fed = x if name.startswith("linear") else np.ascontiguousarray(x.reshape(1, 16, -1, 8, 4)[:, :, :4])
-        exact = open_plan("onnxruntime", graphs / name / "g.onnx").run({"x": fed})["y"]
+        exact = open_onnx("onnxruntime", graphs / name / "g.onnx").run({"x": fed})["y"]
         lost[name] = float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
     return lost
 
@@ -213,5 +214,5 @@ def test_onnxruntime_computes_the_graph_with_and_without_units(
     for name in FORMATS:
         if units and name == "int8" and not has_int8_units():
             continue  # it would saturate: that is why
-        found = onnxruntime_engine.open(graphs / f"linear-{name}" / "g.onnx").run({"x": x})["y"]
+        found = open_onnx("onnxruntime", graphs / f"linear-{name}" / "g.onnx").run({"x": x})["y"]
         np.testing.assert_allclose(found, product, rtol=0.01)

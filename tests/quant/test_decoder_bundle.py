@@ -21,7 +21,7 @@ from reelquant.quant.primitives import dequantize, quantize, scale_from_absmax
 from reelquant.quant.static_shapes import known_shape
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BadInput, BundleError
 from tests.command_line import run
 from tests.conftest import BundleMaker
@@ -66,9 +66,9 @@ def test_a_convolution_is_what_numpy_says(tmp_path: Path) -> None:
     scale = scale_from_absmax(np.float32(largest), INT8)
     steps = np.abs(filters).reshape(6, -1).max(axis=1) / np.float32(64)
     save_graphs(tmp_path / "high", {"g": convolution(dequantize(quantize(filters, steps, INT8_REDUCED), steps))})
-    found = open_plan("openvino", tmp_path / "low" / "g.onnx").run({"x": x})["y"]
+    found = open_onnx("openvino", tmp_path / "low" / "g.onnx").run({"x": x})["y"]
     again = dequantize(quantize(x, scale, INT8), scale)
-    wanted = open_plan("openvino", tmp_path / "high" / "g.onnx").run({"x": again})["y"]
+    wanted = open_onnx("openvino", tmp_path / "high" / "g.onnx").run({"x": again})["y"]
     assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 1e-4
     filters[3, 0, 0, 0, 0] = np.nan
     with pytest.raises(BundleError, match=r"cannot quantize mid.conv1.conv.weight: it has a value that is infinite or"):

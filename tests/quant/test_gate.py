@@ -26,7 +26,7 @@ from reelquant.quant.recipe import Recipe, Rule, built_in_recipes
 from reelquant.quant.stats import graph_stats
 from reelquant.quant.teacher import Difference, Step, Trial, record_steps
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.errors import BadInput
 from tests.command_line import run
 from tests.conftest import BUILD, BundleMaker, TinyBundleMaker

@@ -14,7 +14,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from reelquant.quant.graph_files import WEIGHTS, lay_out_graphs, load_graph, load_mapped, save_graphs
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import open_onnx
 from tests.quant.engines import EACH_ENGINE
 
 SHARED = np.arange(32 * 8, dtype=np.float32).reshape(32, 8) / 50
@@ -71,7 +72,7 @@ def test_weights_are_written_in_any_order_and_once(tmp_path: Path) -> None:
 def test_engines_run_both_graphs(tmp_path: Path, engine: str) -> None:
     files = save_graphs(tmp_path / "vae", {name: graph(name) for name in OWN})
     for name, file in files.items():
-        y = open_plan(engine, tmp_path / file, threads=1).run({"x": X})["y"]
+        y = open_onnx(engine, tmp_path / file, EngineOptions(threads=1)).run({"x": X})["y"]
         assert np.allclose(y, (X @ SHARED + 1) @ OWN[name], atol=1e-4)
 
 

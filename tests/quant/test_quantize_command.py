@@ -19,7 +19,7 @@ from reelquant.quant.recipe import Recipe, Rule
 from reelquant.quant.strengths import CANDIDATES, search_strengths
 from reelquant.quant.teacher import Trial
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BadInput
 from tests.command_line import only_message, run
 from tests.conftest import BUILD, BundleMaker
@@ -82,7 +82,7 @@ def test_a_budget_is_kept_and_cheaper_than_the_hand_rule(source: list[Path], tmp
     steps = TRIAL.record(bundle)
 
     def error(path: Path) -> float:
-        plan = open_plan(TRIAL.engine, path / "transformer" / "main.onnx")
+        plan = open_onnx(TRIAL.engine, path / "transformer" / "main.onnx")
         found = [plan.run({name: step.feeds[name] for name in plan.inputs})["velocity"] for step in steps]
         wanted = np.concatenate([step.velocity for step in steps])
         return float(np.linalg.norm(np.concatenate(found) - wanted) / np.linalg.norm(wanted))

@@ -11,7 +11,8 @@ import pytest
 
 from reelquant.quant.blockwise import blockwise
 from reelquant.quant.segments import segments
-from reelquant.runtime.engine import Array, open_plan
+from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.session import Array
 
 GRAPH = """<ir_version: 10, opset_import: ["" : 21]>
 main (float[n, 4] x, float[n, 4] more) => (float[n, 4] y)
@@ -37,12 +38,12 @@ def test_segments_run_in_order_are_the_whole(model: ir.Model, tmp_path: Path) ->
     rng = np.random.default_rng(0)
     values: dict[str, Array] = {name: rng.standard_normal((3, 4), dtype=np.float32) for name in ("x", "more")}
     ir.save(model, tmp_path / "whole.onnx")
-    wanted = open_plan("onnxruntime", tmp_path / "whole.onnx").run(values)["y"]
+    wanted = open_onnx("onnxruntime", tmp_path / "whole.onnx").run(values)["y"]
     parts = list(segments(model))
     assert len(parts) == 4
     for number, part in enumerate(parts):
         ir.save(part, tmp_path / f"{number}.onnx")
-        values.update(open_plan("onnxruntime", tmp_path / f"{number}.onnx").run(values))
+        values.update(open_onnx("onnxruntime", tmp_path / f"{number}.onnx").run(values))
     assert np.allclose(values["y"], wanted, rtol=1e-6)
 
 
@@ -50,7 +51,7 @@ def test_a_blockwise_plan_is_the_whole(model: ir.Model, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     samples = [{name: rng.standard_normal((rows, 4), dtype=np.float32) for name in ("x", "more")} for rows in (3, 5)]
     ir.save(model, tmp_path / "whole.onnx")
-    whole = open_plan("onnxruntime", tmp_path / "whole.onnx")
+    whole = open_onnx("onnxruntime", tmp_path / "whole.onnx")
     asked: list[list[str]] = []
     with blockwise(tmp_path / "whole.onnx", "onnxruntime", lambda names: asked.append(sorted(names))) as plan:
         assert set(plan.inputs) == {"x", "more"} and plan.outputs == ("y",) and len(plan.parts) == 4

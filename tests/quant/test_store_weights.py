@@ -12,7 +12,7 @@ import pytest
 from reelquant.export.parity import relative_l2
 from reelquant.quant.graph_files import load_graph, save_graphs
 from reelquant.quant.passes.store_weights import LEAST_TABLE, rounded, store_weights
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engines.registry import open_onnx
 
 ROWS, WIDTH, OUT = LEAST_TABLE // 64, 64, 48
 GRAPH = f"""<ir_version: 10, opset_import: ["" : 21]>
@@ -55,7 +55,7 @@ def test_a_stored_graph_has_the_rounded_weights(
     assert store_weights(model, storage) == {"linears": 1, "tables": 1}
     save_graphs(tmp_path / "part", {"main": model})
     ids = np.array([3, 0, ROWS - 1])
-    found = open_plan(engine, tmp_path / "part" / "main.onnx").run({"ids": ids})["y"]
+    found = open_onnx(engine, tmp_path / "part" / "main.onnx").run({"ids": ids})["y"]
     weight = rounded(np.ascontiguousarray(weights["weight"].T), storage).T
     exact = weights["table"][ids] @ weights["weight"]
     wanted = rounded(weights["table"], storage, table=True)[ids] @ weight

@@ -9,23 +9,26 @@ import pytest
 
 from reelquant.quant.timing import in_turns, ratios, step_feeds
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import Array, Feeds
-from reelquant.runtime.graphs import open_graphs
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.session import Array, Session, Values
 from reelquant.runtime.sizes import Geometry, Size
 from tests.conftest import BundleMaker
 
 
-class Noted:
-    """Passes runs on to a real plan, and notes whose they were."""
+class Noted(Session):
+    """Passes runs on to a real session, and notes whose they were."""
 
     def __init__(self, name: str, bundle: Bundle, turns: list[str]) -> None:
         self.name, self.turns = name, turns
-        self.plan = open_graphs(bundle, "transformer", "onnxruntime", "main")["main"]
-        self.inputs, self.outputs = self.plan.inputs, self.plan.outputs
+        self.session = get_engine("onnxruntime").open_component(
+            bundle, "transformer", EngineOptions("onnxruntime"), "main"
+        )["main"]
+        self.inputs, self.outputs = self.session.inputs, self.session.outputs
 
-    def run(self, feeds: Feeds) -> dict[str, Array]:
+    def run(self, feeds: Values) -> dict[str, Array]:
         self.turns.append(self.name)
-        return self.plan.run(feeds)
+        return self.session.run(feeds)
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v"])

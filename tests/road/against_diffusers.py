@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks.same_noise import Sampling, load_diffusers
 from reelquant.export.parity import relative_l2
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sizes import Size
 
@@ -31,7 +32,7 @@ def difference(case: Case, checkpoint: Path, bundle: Bundle, engine: str = "onnx
     """Relative L2 of the final latents, the bundle's against diffusers'."""
     size = Size(case.frames, case.height, case.width)
     sampling = Sampling.random(bundle.manifest.task, PROMPT, size, STEPS, bundle.manifest.geometry)
-    pipeline = Pipeline(bundle, engine)
+    pipeline = Pipeline(bundle, EngineOptions(engine))
     request = sampling.request()
     latents = pipeline.sample(request, pipeline.settings(request))
     del pipeline

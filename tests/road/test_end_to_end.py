@@ -15,6 +15,7 @@ from PIL import Image
 from demo.clips import Scene, render
 from demo.fidelity import psnr
 from reelquant.export.parity import relative_l2
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
@@ -65,7 +66,7 @@ def test_fp32_bundle_renders_what_diffusers_renders(task: str, engine: str, demo
     image_noise = torch.randn((1, 16, 1, 12, 12), generator=torch.Generator().manual_seed(5))[:, :, 0].numpy()
     wanted_latents, wanted_frames = reference(task)
 
-    pipeline = Pipeline(demo_bundle(task, "fp32"), engine)
+    pipeline = Pipeline(demo_bundle(task, "fp32"), EngineOptions(engine))
     request = Request(
         SCENE.caption, image if task == "i2v" else None, steps=STEPS, latents=noise, image_noise=image_noise, seed=0
     )

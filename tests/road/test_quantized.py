@@ -16,6 +16,7 @@ from reelquant.export.parity import relative_l2
 from reelquant.quant.graph_files import WEIGHTS, load_graph
 from reelquant.quant.linears import linear_nodes
 from reelquant.quant.stats import is_quantized, is_weight_only
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 from tests.conftest import EVERY_CORE, BundleMaker
@@ -65,7 +66,7 @@ def test_a_quantized_bundle_follows_fp32(precision: str, engine: str, demo_bundl
     request = Request("a red circle moves right on a white background", seed=3, steps=4)
     results = []
     for name in ("fp32", precision):
-        pipeline = Pipeline(demo_bundle("t2v", name), engine)
+        pipeline = Pipeline(demo_bundle("t2v", name), EngineOptions(engine))
         results.append(pipeline.sample(request, pipeline.settings(request)))
     difference = relative_l2(results[1], results[0])
     assert 1e-5 < difference <= LIMITS[precision]  # a difference of nothing would mean that nothing was quantized

@@ -13,9 +13,9 @@ from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import text_storage, trace_component
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions
+from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.tensorrt.flavor import RTX
-from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines
+from reelquant.runtime.engines.tensorrt.stage import build_engines
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
@@ -44,9 +44,10 @@ def test_a_smaller_text_encoder(
     said = bundle.manifest.components["text_encoder"].passes["main"]["store_weights"]
     assert 1e-4 < said["relative_l2"] < bound
     embeds = {
-        engine: Pipeline(bundle, engine).encode_prompt(PROMPT, guided=False) for engine in ("openvino", "onnxruntime")
+        engine: Pipeline(bundle, EngineOptions(engine)).encode_prompt(PROMPT, guided=False)
+        for engine in ("openvino", "onnxruntime")
     }
-    wanted = Pipeline(exact, "onnxruntime").encode_prompt(PROMPT, guided=False)
+    wanted = Pipeline(exact, EngineOptions("onnxruntime")).encode_prompt(PROMPT, guided=False)
     assert relative_l2(embeds["openvino"], embeds["onnxruntime"]) < 1e-5
     assert 1e-4 < relative_l2(embeds["openvino"], wanted) < bound
 
@@ -57,17 +58,19 @@ def test_int8_text_beside_16_bit_stays_int8_in_the_engine(demo_bundle: BundleMak
     bundle = quantize_bundle(int8, None, None, tmp_path / "fp16", base="fp16")
     stored = bundle.manifest.components["text_encoder"].stats["main"]["weight_bytes_by_dtype"]
     assert stored["INT8"] > 10 * stored["BFLOAT16"]
-    built = build_engines(bundle, RTX, Wanted(options=BuildOptions(("sm89",)), cache=tmp_path / "cache"))
+    built = build_engines(bundle, RTX, BuildSpec(gpus=("sm89",), cache=tmp_path / "cache"))
     (record,) = (e for e in built.manifest.engines[RTX.engine]["engines"] if e["component"] == "text_encoder")
     assert record["evidence"]["weight_bytes"] < 1.1 * sum(stored.values())
-    found, wanted = (Pipeline(each, "openvino").encode_prompt(PROMPT, guided=False) for each in (bundle, exact))
+    found, wanted = (
+        Pipeline(each, EngineOptions("openvino")).encode_prompt(PROMPT, guided=False) for each in (bundle, exact)
+    )
     assert relative_l2(found, wanted) < 1.5e-2  # bf16 alone costs 6e-3, INT8 alone 5e-3
 
 
 def test_networks_are_given_up_after_use(demo_bundle: BundleMaker) -> None:
     """One in memory at a time gives the clip that all of them give."""
     bundle = demo_bundle("t2v", "fp32")
-    kept, given_up = (Pipeline(bundle, "onnxruntime", keep=keep) for keep in (True, False))
+    kept, given_up = (Pipeline(bundle, EngineOptions("onnxruntime"), keep=keep) for keep in (True, False))
     request = Request(PROMPT, seed=1, steps=1)
     assert np.array_equal(kept.generate(request).frames, given_up.generate(request).frames)
     assert {"text_encoder", "transformer", "vae_decoder"} <= kept._loaded.keys()

@@ -21,7 +21,8 @@ from demo.fidelity import psnr
 from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.engine import ENGINES
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.images import from_model
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
@@ -114,7 +115,7 @@ def test_video_to_video_is_diffusers(case: Case, made: Any) -> None:
         PROMPT, video=clip, strength=0.5, steps=2 * STEPS, frames=case.frames, height=case.height, width=case.width,
         seed=0, latents=noise, image_noise=np.ascontiguousarray(posterior), step_noise=tuple(steps),
     )  # fmt: skip
-    ours = Pipeline(bundle, "onnxruntime")
+    ours = Pipeline(bundle, EngineOptions("onnxruntime"))
     assert relative_l2(ours.sample(request, ours.settings(request)), wanted) <= TOLERANCE
 
 
@@ -135,13 +136,13 @@ def test_tiled_decode_is_diffusers_tiled_decode(size: tuple[int, int], made: Any
         z = torch.from_numpy(latents).permute(1, 0, 2, 3)[None] / vae.config.scaling_factor
         wanted = vae.decode(z).sample.numpy()
     steps: list[None] = []
-    decoder = VaeDecoder(bundle, "onnxruntime", tiled=True)
+    decoder = VaeDecoder(bundle, EngineOptions("onnxruntime"), tiled=True)
     chunks = list(decoder.decode(latents, lambda: steps.append(None)))
     assert [chunk.shape[2] for chunk in chunks] == [9, 8] and len(steps) == decoder.chunks(latents)
     found = np.concatenate(chunks, axis=2)
     assert found.shape == wanted.shape
     assert psnr(from_model(found), from_model(wanted)) >= 40
-    whole = np.concatenate(list(VaeDecoder(bundle, "onnxruntime").decode(latents)), axis=2)
+    whole = np.concatenate(list(VaeDecoder(bundle, EngineOptions("onnxruntime")).decode(latents)), axis=2)
     assert relative_l2(found, wanted) <= 1e-4 < relative_l2(whole, wanted)
 
 
@@ -154,13 +155,13 @@ def test_tiled_encode_is_diffusers_tiled_encode(frames: int, size: tuple[int, in
     clip = np.tanh(np.random.default_rng(2).standard_normal((1, 3, frames, *size), dtype=np.float32))
     with torch.no_grad():
         mean = vae.encode(torch.from_numpy(clip)).latent_dist.mode()[0].permute(1, 0, 2, 3).numpy()
-    tiled, whole = (VaeEncoder(bundle, "onnxruntime", tiled=tiled) for tiled in (True, False))
+    tiled, whole = (VaeEncoder(bundle, EngineOptions("onnxruntime"), tiled=tiled) for tiled in (True, False))
     found, other = (encoder.encode_image(clip) if frames == 1 else encoder.encode(clip) for encoder in (tiled, whole))
     wanted = mean * vae.config.scaling_factor
     assert relative_l2(found, wanted) <= 1e-4 < relative_l2(other, wanted)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", onnx_engines())
 def test_later_chunks_take_no_more_memory_than_the_first(engine: str, made: Any) -> None:
     peaks = measured(made("cogvideox-2b")[1].path, "vae_decoder", engine, Size(25, 480, 720))
     assert len(peaks) == 3 and max(peaks) <= 1.05 * peaks[0], peaks

@@ -10,11 +10,17 @@ from pathlib import Path
 import pytest
 
 from reelquant.runtime.bundle import Bundle, hash_file, list_files
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BundleError
-from reelquant.runtime.graphs import open_graphs
 from tests.conftest import TinyBundleMaker
 
 WEIGHTS = "transformer/weights.safetensors"
+
+
+def opened_graphs(bundle: Bundle, component: str, *graphs: str) -> dict[str, Session]:
+    return get_engine("onnxruntime").open_component(bundle, component, EngineOptions(), *graphs)
 
 
 @pytest.fixture
@@ -70,8 +76,8 @@ def test_what_is_seen_when_it_is_opened(bundle: Bundle, change: Callable[[Path],
 def test_one_bit_is_seen_when_the_component_is_used(bundle: Bundle, at: int) -> None:
     flip(bundle.path / WEIGHTS, at)
     opened = Bundle.open(bundle.path)
-    assert open_graphs(opened, "text_encoder", "onnxruntime", "main")["main"].inputs == ("input_ids",)
-    for act in (opened.verify, opened.check_hashes, lambda: open_graphs(opened, "transformer", "onnxruntime")):
+    assert opened_graphs(opened, "text_encoder", "main")["main"].inputs == ("input_ids",)
+    for act in (opened.verify, opened.check_hashes, lambda: opened_graphs(opened, "transformer")):
         with pytest.raises(BundleError, match=f"{WEIGHTS} was changed after export: its sha256 .*; copy it again"):
             act()
 
@@ -124,9 +130,9 @@ def test_graphs_that_it_does_not_have(bundle: Bundle) -> None:
         with pytest.raises(BundleError, match=f"has no graph {component}/{graph}; export it again"):
             bundle.graph(component, graph)
         with pytest.raises(BundleError, match="has no graph"):
-            open_graphs(bundle, component, "onnxruntime", graph)
+            opened_graphs(bundle, component, graph)
     with pytest.raises(BundleError, match="has no graph upscaler"):
-        open_graphs(bundle, "upscaler", "onnxruntime")
+        opened_graphs(bundle, "upscaler")
 
 
 def test_copied_files_are_the_same(bundle: Bundle, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from reelquant.runtime import cpu_units, doctor
-from reelquant.runtime.doctor import EngineReport, diagnose, machine
+from reelquant.runtime.doctor import diagnose, machine
+from reelquant.runtime.engines import onnxruntime as onnxruntime_engine
+from reelquant.runtime.engines.engine import EngineReport
+from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
 from reelquant.runtime.gpus import Gpus, gpus
 
 NONE, ONE = Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), Gpus(("NVIDIA L4",), "", ((8, 9),))
@@ -22,9 +25,10 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Callable[..., EngineReport]:
     """Diagnose one engine on a machine with the given GPUs and modules (None: not installed)."""
 
     def of(engine: str, found: Gpus = NONE, **modules: Any) -> EngineReport:
-        monkeypatch.setattr(doctor, "gpus", lambda: found)
-        for name, module in modules.items():
-            monkeypatch.setitem(sys.modules, name.replace("__", "."), module)
+        for module in (onnxruntime_engine, tensorrt_engine):
+            monkeypatch.setattr(module, "gpus", lambda: found)
+        for name, package in modules.items():
+            monkeypatch.setitem(sys.modules, name.replace("__", "."), package)
         return next(r for r in diagnose() if r.engine == engine)
 
     return of

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
@@ -41,7 +42,7 @@ def test_embeddings_are_kept_and_used(
 
 def test_another_encoder_or_engine_does_not_take_them(tiny_bundle: TinyBundleMaker, tmp_path: Path) -> None:
     for engine in ("openvino", "onnxruntime"):
-        Pipeline(tiny_bundle("t2v"), engine, embeddings=tmp_path).encode_prompt(PROMPT)
+        Pipeline(tiny_bundle("t2v"), EngineOptions(engine), embeddings=tmp_path).encode_prompt(PROMPT)
     assert len(list(tmp_path.glob("*.npy"))) == 4
 
 

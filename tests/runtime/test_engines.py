@@ -11,12 +11,14 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.runtime.engine import ENGINES, Array, engine_module, engine_version, open_plan, thread_count
 from reelquant.runtime.engines.onnxruntime import check_provider
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine, onnx_engines, open_onnx
+from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
 from tests.conftest import EVERY_CORE, TinyBundleMaker
 
-EACH_ENGINE = pytest.mark.parametrize("engine", sorted(ENGINES))
+EACH_ENGINE = pytest.mark.parametrize("engine", onnx_engines())
 # No-ops around each name that matters, and an input that nothing reads.
 GRAPH = """<ir_version: 10, opset_import: ["" : 21]>
 names (float[n, 3] "cache.in", float[n, 3] x, int64[1] unused) => (float[n, 3] y, float[n, 3] "next_cache.in") {
@@ -52,35 +54,36 @@ def graph(tmp_path: Path) -> Path:
 @EACH_ENGINE
 def test_names_are_the_graphs_own(engine: str, lean: bool, graph: Path) -> None:
     """OpenVINO melts no-ops away and gives what is left the names of both sides."""
-    plan = open_plan(engine, graph, threads=1, lean=lean)
-    assert set(plan.inputs) == set(FEEDS) and plan.outputs == ("y", "next_cache.in")
-    results = plan.run(FEEDS)
+    session = open_onnx(engine, graph, EngineOptions(threads=1), lean=lean)
+    assert set(session.inputs) == set(FEEDS) and session.outputs == ("y", "next_cache.in")
+    results = session.run(FEEDS)
     assert np.array_equal(results["y"], np.full((2, 3), 3)) and np.array_equal(results["next_cache.in"], -FEEDS["x"])
 
 
 @pytest.mark.parametrize("lean", [False, True])
 @EACH_ENGINE
 def test_results_belong_to_the_caller(engine: str, lean: bool, graph: Path) -> None:
-    plan = open_plan(engine, graph, threads=1, lean=lean)
-    first = plan.run(FEEDS)
-    plan.run({**FEEDS, "x": np.full((2, 3), -9, np.float32)})
+    session = open_onnx(engine, graph, EngineOptions(threads=1), lean=lean)
+    first = session.run(FEEDS)
+    session.run({**FEEDS, "x": np.full((2, 3), -9, np.float32)})
     assert np.array_equal(first["y"], np.full((2, 3), 3)) and first["y"].flags.c_contiguous
-    assert plan.run({**FEEDS, "x": np.ones((3, 6), np.float32)[:2, ::2]})["y"].sum() == 12  # fed with gaps in memory
+    assert session.run({**FEEDS, "x": np.ones((3, 6), np.float32)[:2, ::2]})["y"].sum() == 12  # fed with gaps in memory
 
 
 @pytest.mark.parametrize("lean", [False, True])
 @EACH_ENGINE
 def test_a_stream_writes_its_cache_in_place(engine: str, lean: bool, tmp_path: Path) -> None:
     ir.save(ir.from_onnx_text(STREAM), tmp_path / "graph.onnx")
-    plan = open_plan(engine, tmp_path / "graph.onnx", threads=1, lean=lean)
+    session = open_onnx(engine, tmp_path / "graph.onnx", EngineOptions(threads=1), lean=lean)
     cache, x = np.zeros((1, 2), np.float32), np.arange(6, dtype=np.float32).reshape(3, 2)
     for _ in range(2):
         before = cache.copy()
-        results = plan.run({"cache.in": cache, "x": x}, {"next_cache.in": cache})
-        assert results["next_cache.in"] is cache and np.array_equal(cache, x[-1:])
+        fed = {"cache.in": cache, "x": x}
+        results, kept = session.run_keeping(fed, "next_cache.in".__eq__, {"next_cache.in": cache})
+        assert kept["next_cache.in"] is cache and np.array_equal(cache, x[-1:]) and results.keys() == {"y"}
         assert np.array_equal(results["y"], -np.concatenate([before, x]))
         x = x[::-1] + 1
-    plan.run({"cache.in": cache.copy(), "x": np.zeros((4, 2), np.float32)})  # which asks for no place
+    session.run({"cache.in": cache.copy(), "x": np.zeros((4, 2), np.float32)})  # which asks for no place
     assert np.array_equal(cache, x[:1] - 1)
 
 
@@ -88,63 +91,65 @@ def test_a_stream_writes_its_cache_in_place(engine: str, lean: bool, tmp_path: P
 def test_a_graph_that_cannot_be_loaded(engine: str, graph: Path) -> None:
     graph.write_bytes(graph.read_bytes()[:-9])
     with pytest.raises(BundleError, match="cannot load .*graph.onnx"):
-        open_plan(engine, graph)
+        open_onnx(engine, graph)
 
 
 @EACH_ENGINE
 def test_an_engine_says_what_it_is(engine: str, graph: Path) -> None:
-    assert engine_version(engine)[0].isdigit() and "CPU" in engine_module(engine).devices()
+    assert get_engine(engine).version()[0].isdigit() and "CPU" in get_engine(engine).report().devices
 
 
 @pytest.mark.parametrize("lean", [False, True])
 @EACH_ENGINE
 def test_a_run_that_fails(engine: str, lean: bool, graph: Path) -> None:
     """What an engine raises while it runs, for want of memory or a shape that does not fit, becomes the user's error."""
-    plan = open_plan(engine, graph, lean=lean)
+    session = open_onnx(engine, graph, lean=lean)
     with pytest.raises(EngineError, match=r"failed while it ran .*graph\.onnx: .*smaller size"):
-        plan.run({**FEEDS, "x": np.ones((2, 4), np.float32)})
+        session.run({**FEEDS, "x": np.ones((2, 4), np.float32)})
 
 
 @EACH_ENGINE
 def test_build_refuses_what_cannot_be_loaded(engine: str, graph: Path) -> None:
-    engine_module(engine).build(graph)
+    open_onnx(engine, graph)
     graph.write_bytes(graph.read_bytes()[:-9])
     with pytest.raises(BundleError, match="cannot load .*graph.onnx"):
-        engine_module(engine).build(graph)
+        open_onnx(engine, graph)
 
 
 def test_an_unknown_engine() -> None:
-    with pytest.raises(BadInput, match="'torch' does not run ONNX graphs; one of openvino, onnxruntime does"):
-        open_plan("torch", Path("x"))
+    with pytest.raises(BadInput, match="unknown engine 'torch'; one of openvino, onnxruntime, tensorrt-rtx, tensorrt"):
+        open_onnx("torch", Path("x"))
+    with pytest.raises(BadInput, match="tensorrt-rtx runs no ONNX files"):
+        open_onnx("tensorrt-rtx", Path("x"))
 
 
 def test_onnxruntime_never_falls_back_to_the_cpu() -> None:
     """It would run there, many times slower, when CUDA's libraries are missing."""
     cuda = [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]
-    check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], cuda)
-    check_provider(["CPUExecutionProvider"], ["CPUExecutionProvider"])
+    check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], cuda, "1.31")
+    check_provider(["CPUExecutionProvider"], ["CPUExecutionProvider"], "1.31")
     with pytest.raises(EngineError, match=r"has CUDA and cannot start it.*reelquant\[onnxruntime-gpu\]"):
-        check_provider(["CPUExecutionProvider"], cuda)
+        check_provider(["CPUExecutionProvider"], cuda, "1.31")
 
 
 def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REELQUANT_THREADS", "3")
-    assert (thread_count(None), thread_count(2)) == (3, 2)
+    assert (EngineOptions().cpu_threads(), EngineOptions(threads=2).cpu_threads()) == (3, 2)
     monkeypatch.setenv("REELQUANT_THREADS", "two")
     with pytest.raises(BadInput, match="REELQUANT_THREADS is 'two'; give a number of CPU threads"):
-        thread_count(None)
+        EngineOptions().cpu_threads()
     monkeypatch.delenv("REELQUANT_THREADS")
-    assert thread_count(None) is None
+    assert EngineOptions().cpu_threads() is None
 
 
 _THREADS = """
 import os, sys
 import onnxruntime
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engines.registry import open_onnx
 os.sched_setaffinity(0, {int(sys.argv[2])})
 before = len(os.listdir("/proc/self/task"))
-plan = open_plan("onnxruntime", Bundle.open(sys.argv[1]).graph("text_encoder", "main"))
+session = open_onnx("onnxruntime", Bundle.open(sys.argv[1]).graph("text_encoder", "main"))
 print(len(os.listdir("/proc/self/task")) - before)
 """
 

@@ -15,6 +15,7 @@ from PIL import Image
 from reelquant.runtime import Clip, Request, load_pipeline
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.choose_engine import choose_engine
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.video import read_provenance
 from tests.command_line import refused, run
 from tests.conftest import TinyBundleMaker
@@ -125,16 +126,21 @@ def built_for(bundle: Bundle, folder: Path, *engines: str) -> Bundle:
     return Bundle.open(folder)
 
 
+def chosen(bundle: Bundle) -> tuple[str, str]:
+    engine, note = choose_engine(bundle, EngineOptions())
+    return engine.name, note
+
+
 def test_the_engine_it_was_built_for(tiny_bundle: TinyBundleMaker, tmp_path: Path, capfd: Capture) -> None:
     bundle = tiny_bundle("t2v")
-    assert choose_engine(bundle) == ("openvino", "")
+    assert chosen(bundle) == ("openvino", "")
     for number, engines in enumerate((("onnxruntime",), ("onnxruntime", "openvino"), ("tensorrt-rtx", "onnxruntime"))):
         built = built_for(bundle, tmp_path / str(number), *engines)
-        assert choose_engine(built) == ("onnxruntime", "")
-        assert load_pipeline(built.path).engine == "onnxruntime"
-        assert load_pipeline(built.path, "openvino").engine == "openvino"
+        assert chosen(built) == ("onnxruntime", "")
+        assert load_pipeline(built.path).engine.name == "onnxruntime"
+        assert load_pipeline(built.path, "openvino").engine.name == "openvino"
     for_gpus = built_for(bundle, tmp_path / "gpus", "tensorrt-rtx")
-    engine, why = choose_engine(for_gpus)
+    engine, why = chosen(for_gpus)
     assert engine == "openvino" and "is built for tensorrt-rtx, which cannot run here: no NVIDIA driver" in why
     ran = run(capfd, "generate", for_gpus.path, PROMPT, "-o", tmp_path / "a.npy", "--json")
     assert ran.code in (0, 1) and json.loads(ran.out)["engine"] == "openvino" and "; using openvino" in ran.err

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from reelquant.export.parity import relative_l2
-from reelquant.runtime.engine import ENGINES
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from tests.conftest import CHECKPOINTS, BundleMaker
 
@@ -20,7 +21,7 @@ def vae() -> diffusers.AutoencoderKLCogVideoX:
     return diffusers.AutoencoderKLCogVideoX.from_pretrained(CHECKPOINTS / "t2v" / "vae", torch_dtype=torch.float32)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", onnx_engines())
 @pytest.mark.parametrize(("frames", "height", "width"), [(9, 32, 48), (17, 48, 32), (25, 32, 32)])
 def test_streamed_decode_and_encode_are_the_whole_clips(
     engine: str,
@@ -33,7 +34,7 @@ def test_streamed_decode_and_encode_are_the_whole_clips(
     bundle = demo_bundle("t2v", "fp32")
     rng = np.random.default_rng(frames)
     latents = rng.standard_normal(((frames - 1) // 4 + 1, 16, height // 8, width // 8), dtype=np.float32)
-    chunks = list(VaeDecoder(bundle, engine).decode(latents))
+    chunks = list(VaeDecoder(bundle, EngineOptions(engine)).decode(latents))
     assert [chunk.shape[2] for chunk in chunks] == [9] + [8] * ((frames - 9) // 8)
     with torch.no_grad():
         z = torch.from_numpy(latents).permute(1, 0, 2, 3)[None] / vae.config.scaling_factor
@@ -41,7 +42,7 @@ def test_streamed_decode_and_encode_are_the_whole_clips(
         clip = torch.from_numpy(np.tanh(rng.standard_normal((1, 3, frames, height, width), dtype=np.float32)))
         mean = vae.encode(clip).latent_dist.mode()[0].permute(1, 0, 2, 3).numpy() * vae.config.scaling_factor
     assert relative_l2(np.concatenate(chunks, axis=2), wanted) <= TOLERANCE
-    assert relative_l2(VaeEncoder(bundle, engine).encode(clip.numpy()), mean) <= TOLERANCE
+    assert relative_l2(VaeEncoder(bundle, EngineOptions(engine)).encode(clip.numpy()), mean) <= TOLERANCE
 
 
 def test_an_image_is_a_stream_of_one_frame(vae: diffusers.AutoencoderKLCogVideoX, demo_bundle: BundleMaker) -> None:
@@ -50,10 +51,16 @@ def test_an_image_is_a_stream_of_one_frame(vae: diffusers.AutoencoderKLCogVideoX
     with torch.no_grad():
         posterior = vae.encode(torch.from_numpy(image)).latent_dist
         wanted = posterior.sample(torch.Generator().manual_seed(9))[0].permute(1, 0, 2, 3).numpy()
-    found = VaeEncoder(demo_bundle("t2v", "fp32"), "onnxruntime").encode_image(image, noise[:, :, 0].numpy())
+    found = VaeEncoder(demo_bundle("t2v", "fp32"), EngineOptions("onnxruntime")).encode_image(
+        image, noise[:, :, 0].numpy()
+    )
     assert relative_l2(found, wanted * vae.config.scaling_factor) <= TOLERANCE
 
 
 def test_an_even_number_of_latent_frames_is_refused(demo_bundle: BundleMaker) -> None:
     with pytest.raises(ValueError, match="odd"):
-        list(VaeDecoder(demo_bundle("t2v", "fp32"), "onnxruntime").decode(np.zeros((4, 16, 4, 4), np.float32)))
+        list(
+            VaeDecoder(demo_bundle("t2v", "fp32"), EngineOptions("onnxruntime")).decode(
+                np.zeros((4, 16, 4, 4), np.float32)
+            )
+        )

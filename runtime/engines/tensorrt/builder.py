@@ -12,21 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.shapes import Profile, dimension
-from reelquant.runtime.engines.tensorrt.targets import CURRENT
 from reelquant.runtime.errors import BundleError, EngineError
 
 StepDone = Callable[[str, int, int], bool]  # phase, step, of how many → whether to go on
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """``targets`` as :func:`parse_targets` gives them; ``level`` is TensorRT's builder optimization level, 0 to 5."""
-
-    targets: tuple[str, ...] = (CURRENT,)
-    level: int = 3
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -54,11 +45,11 @@ def build_engine(
     flavor: Flavor,
     graph: Path,
     profile: Profile,
-    options: BuildOptions,
+    spec: BuildSpec,
     step: StepDone = lambda *_: True,
     onnx: bytes | None = None,
 ) -> Built:
-    """Compile ``graph`` for shapes of ``profile``; ``step`` hears of progress and can stop the build.
+    """Compile ``graph`` for shapes of ``profile``, for the GPUs of ``spec``; ``step`` hears of progress and can stop the build.
 
     ``onnx`` is read in the place of the file ``graph``, beside which its weights are.
 
@@ -74,8 +65,8 @@ def build_engine(
         builder = trt.Builder(logger)
     except (RuntimeError, TypeError) as error:  # the binding's constructor returned nothing: no GPU or driver
         raise EngineError(f"{flavor.engine} cannot build here: {log.why()}; see: reelquant doctor") from error
-    if options.threads:
-        builder.max_threads = options.threads
+    if spec.threads:
+        builder.max_threads = spec.threads
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not (parser.parse_from_file(str(graph)) if onnx is None else parser.parse(onnx, str(graph))):
@@ -83,13 +74,13 @@ def build_engine(
         said = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in reasons)
         raise BundleError(f"{flavor.engine} {flavor.version()} cannot read {graph}: {said or log.why()}")
     config = builder.create_builder_config()
-    config.builder_optimization_level = options.level
+    config.builder_optimization_level = spec.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     monitor = _monitor(trt, step)
     config.progress_monitor = monitor
     if flavor.ahead_of_time:
-        config.num_compute_capabilities = len(options.targets)
-        for i, name in enumerate(options.targets):
+        config.num_compute_capabilities = len(spec.gpus)
+        for i, name in enumerate(spec.gpus):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), i)
     inputs = _set_shapes(builder, network, config, profile)
     began = time.monotonic()

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.bundle import hash_file
 from reelquant.runtime.errors import MissingExtra
+from reelquant.runtime.user_cache import user_cache
 
 Causes = Mapping[str, Any]
 
@@ -34,7 +33,7 @@ class EngineCache:
     """A folder of engines. ``causes`` is what decides an engine: graph, weights, shapes, targets, versions, options."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_folder()
+        self.folder = folder or user_cache("engines")
 
     def find(self, causes: Causes) -> Entry | None:
         """The engine of ``causes``, or None: not built, or not whole.
@@ -98,19 +97,6 @@ def changed_causes(old: Causes, new: Causes) -> list[str]:
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
-
-
-def default_folder() -> Path:
-    """``$REELQUANT_CACHE``, or the user's cache folder as the system has it."""
-    if chosen := os.environ.get("REELQUANT_CACHE"):
-        return Path(chosen) / "engines"
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "reelquant" / "engines"
 
 
 def _plain(causes: Causes) -> dict[str, Any]:

@@ -37,4 +37,3 @@ class Flavor:
 
 RTX = Flavor("tensorrt-rtx", "tensorrt_rtx", ahead_of_time=True)
 STANDARD = Flavor("tensorrt", "tensorrt", ahead_of_time=False)
-FLAVORS = {flavor.engine: flavor for flavor in (RTX, STANDARD)}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from reelquant.runtime.engines.options import CURRENT
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
-from reelquant.runtime.engines.tensorrt.targets import CURRENT, unsupported
-from reelquant.runtime.errors import EngineError
+from reelquant.runtime.engines.tensorrt.targets import unsupported
 from reelquant.runtime.gpus import Gpus
 
 
@@ -37,18 +37,6 @@ def why_not(flavor: Flavor, record: Mapping[str, Any], here: Gpus, version: str)
             f"{here.targets[0] if flavor.ahead_of_time else CURRENT}"
         )
     return None
-
-
-def check_loadable(flavor: Flavor, record: Mapping[str, Any], here: Gpus) -> None:
-    """As :func:`why_not`.
-
-    Raises:
-        EngineError: the engines cannot run here.
-        MissingExtra: the flavor's package is not installed.
-    """
-    reason = why_not(flavor, record, here, flavor.version())
-    if reason is not None:
-        raise EngineError(f"{flavor.engine} cannot run this bundle here: {reason}")
 
 
 def gpu_name(here: Gpus) -> str:

@@ -1,114 +1,216 @@
-"""Engines on a real GPU: TensorRT's runtime behind the port that plans use."""
+"""Run a graph's engines: the one that was built for the shapes at hand, arrays in, arrays out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from reelquant.runtime.atomic import partial_file
-from reelquant.runtime.engines.tensorrt.device import LoadedEngine, Shape, Tensor
-from reelquant.runtime.engines.tensorrt.flavor import Flavor
-from reelquant.runtime.errors import BundleError, EngineError, ReelquantError
+import numpy as np
+
+from reelquant.runtime.engines.session import Array, Session, Value, Values
+from reelquant.runtime.engines.tensorrt.device import NUMPY, Device, DeviceArray, LoadedEngine, Shape
+from reelquant.runtime.errors import BadInput
+
+_GRAPHS = 4  # recorded per engine; a stream's caches alternate between two sets of addresses
 
 
-class TensorRtLoader:
-    """Loads engines of one flavor; ``kernels`` is a folder for what TensorRT-RTX compiles at its first run."""
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine on disk, and the least and most shape of each of its inputs."""
 
-    def __init__(self, flavor: Flavor, kernels: Path) -> None:
-        trt = flavor.module()
-        self._flavor, self._trt, self._kernels = flavor, trt, kernels
-        self._logger = trt.Logger(trt.Logger.ERROR)  # which the runtime does not own
-        self._runtime = trt.Runtime(self._logger)
-        if self._runtime is None:
-            raise EngineError(f"{flavor.engine} cannot start its runtime here; see: reelquant doctor")
+    file: Path
+    inputs: Mapping[str, tuple[Shape, Shape]]
 
-    def load(self, file: Path) -> LoadedEngine:
-        """Deserialize an engine file, which must be trusted: it is code.
+    @classmethod
+    def of_record(cls, bundle: Path, record: Mapping[str, Any]) -> EngineFile:
+        """From what the manifest of ``bundle`` says of an engine."""
+        shapes = record["inputs"]
+        return cls(
+            bundle / record["file"], {name: (tuple(least), tuple(most)) for name, (least, most) in shapes.items()}
+        )
+
+    def takes(self, shapes: Mapping[str, Shape]) -> bool:
+        return shapes.keys() == self.inputs.keys() and all(
+            len(shape) == len(least) and all(a <= side <= b for a, side, b in zip(least, shape, most, strict=True))
+            for shape, (least, most) in ((shape, self.inputs[name]) for name, shape in shapes.items())
+        )
+
+    @property
+    def largest(self) -> str:
+        return ", ".join(f"{name} {list(most)}" for name, (_, most) in sorted(self.inputs.items()))
+
+
+class TensorRtSession(Session):
+    """A graph's engines as one session.
+
+    Engines are built for a batch of one: a larger batch is run row by row. What is kept is a :class:`DeviceArray`, to be fed
+    again; given a place in ``into``, it changes places with it.
+    """
+
+    def __init__(self, device: Device, files: Sequence[EngineFile]) -> None:
+        self._device, self._files = device, files
+        self._runner: _Runner | None = None
+        self.inputs = tuple(files[0].inputs)
+        self.outputs: tuple[str, ...] = ()
+
+    def run(self, feeds: Values) -> dict[str, Array]:
+        """As a session's ``run``.
 
         Raises:
-            BundleError: it is not for this GPU or this version.
+            BadInput: no engine was built for these shapes.
+            EngineError: CUDA or TensorRT gave up.
         """
-        data = file.read_bytes()
-        engine = self._runtime.deserialize_cuda_engine(data)
-        if engine is None:
-            raise BundleError(
-                f"{file} does not load on {self._flavor.engine} {self._flavor.version()}: it was built for another GPU "
-                f"or version{_why_invalid(self._runtime, data)}; build it again here, or see: reelquant doctor"
-            )
-        return _Engine(self._flavor, self._trt, engine, self._kernels / f"{file.stem}.kernels")
+        given = {name: feeds[name] for name in self.inputs}
+        rows = self._rows(given)
+        if rows is None:
+            return self._runner_for(given).run(given, _nothing, {})[0]
+        results = [self._runner_for(row).run(row, _nothing, {})[0] for row in rows]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+
+    def run_keeping(
+        self, feeds: Values, keep: Callable[[str], bool], into: Values = MappingProxyType({})
+    ) -> tuple[dict[str, Array], dict[str, Value]]:
+        """As a session's ``run_keeping``, of a batch that an engine was built for."""
+        given = {name: feeds[name] for name in self.inputs}
+        if not any(file.takes(_shapes(given)) for file in self._files):
+            raise BadInput(_unbuilt(given, self._files))
+        return self._runner_for(given).run(given, keep, into)
+
+    def _rows(self, given: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """One dict of feeds per row of a batch, or None where the batch is what the engine takes."""
+        if any(file.takes(_shapes(given)) for file in self._files):
+            return None
+        for file in self._files:
+            batched = {
+                name: value.shape[0]
+                for name, value in given.items()
+                if value.shape and value.shape[0] > 1 and file.inputs[name][1][0] == 1
+            }
+            if len(set(batched.values())) != 1:
+                continue
+            rows = [
+                {name: value[i : i + 1] if name in batched else value for name, value in given.items()}
+                for i in range(next(iter(batched.values())))
+            ]
+            if file.takes(_shapes(rows[0])):
+                return rows
+        raise BadInput(_unbuilt(given, self._files))
+
+    def _runner_for(self, given: Mapping[str, Any]) -> _Runner:
+        shapes = _shapes(given)
+        if self._runner is None or not self._runner.file.takes(shapes):
+            self._runner = None  # given back before the next is loaded
+            file = next(file for file in self._files if file.takes(shapes))
+            self._runner = _Runner(self._device, file)
+            self.outputs = self._runner.outputs
+        return self._runner
 
 
-class _Engine:
-    def __init__(self, flavor: Flavor, trt: Any, engine: Any, kernels: Path) -> None:
-        self._flavor, self._trt, self._engine, self._kernels = flavor, trt, engine, kernels
-        self._config: Any = None  # kept as long as the context, like its cache
-        self._kernel_cache: Any = None
-        self._context = self._rtx_context() if flavor.ahead_of_time else self._plain_context()
-        if self._context is None:
-            raise EngineError(f"{flavor.engine} has no memory for an execution context; close what else uses the GPU")
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        self.tensors: Mapping[str, Tensor] = {
-            name: Tensor(
-                name, engine.get_tensor_dtype(name).name, engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            )
-            for name in names
-        }
-        self._saved = kernels.is_file()
+class _Runner:
+    """One loaded engine with the buffers of its inputs and outputs."""
 
-    @property
-    def activation_bytes(self) -> int:
-        return int(self._engine.device_memory_size_v2)
+    def __init__(self, device: Device, file: EngineFile) -> None:
+        self.file, self._device = file, device
+        self._engine: LoadedEngine = device.loader.load(file.file)
+        self.outputs = tuple(name for name, tensor in self._engine.tensors.items() if not tensor.is_input)
+        self._buffers: dict[str, DeviceArray] = {}
+        self._shapes: dict[str, Shape] = {}
+        self._results: dict[str, Shape] = {}
+        self._recorded: dict[tuple[int, ...], int | None] = {}
 
-    @property
-    def capturable(self) -> bool:
-        return not self._flavor.ahead_of_time  # RTX records its own graphs, once its kernels are specialized
+    def run(
+        self, given: Mapping[str, Any], keep: Callable[[str], bool], into: Values
+    ) -> tuple[dict[str, Array], dict[str, Value]]:
+        cuda, stream = self._device.cuda, self._device.stream
+        shapes = _shapes(given)
+        if shapes != self._shapes:
+            self._results, self._shapes = self._engine.set_shapes(shapes), shapes
+            self._forget_graphs()
+        addresses, held = {}, []
+        for name, value in given.items():
+            if isinstance(value, DeviceArray):
+                addresses[name] = value.address
+                continue
+            array: Array = np.ascontiguousarray(value, NUMPY[self._engine.tensors[name].dtype])
+            held.append(array)
+            addresses[name] = self._buffer(name, array.shape).address
+            cuda.to_device(addresses[name], array, stream)
+        for name, shape in self._results.items():
+            addresses[name] = self._buffer(name, shape).address
+        begin = cuda.record(stream)
+        self._enqueue(addresses)
+        end = cuda.record(stream)
+        found = self._collect(keep, into)
+        cuda.synchronize(stream)
+        self._device.seconds += cuda.seconds(begin, end)
+        return found
 
-    def set_shapes(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-        for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
-                raise EngineError(f"the engine takes no {name} of shape {list(shape)}")
-        if unknown := self._context.infer_shapes():
-            raise EngineError(f"the engine does not know the shape of {', '.join(unknown)}")
-        return {
-            name: tuple(self._context.get_tensor_shape(name))
-            for name, tensor in self.tensors.items()
-            if not tensor.is_input
-        }
+    def _buffer(self, name: str, shape: Shape) -> DeviceArray:
+        if name not in self._buffers or self._buffers[name].shape != shape:
+            self._buffers.pop(name, None)
+            self._buffers[name] = DeviceArray(self._device.cuda, shape, self._engine.tensors[name].dtype)
+        return self._buffers[name]
 
-    def enqueue(self, addresses: Mapping[str, int], activations: int, stream: int) -> None:
-        self._context.set_device_memory(activations, self.activation_bytes)
-        for name, address in addresses.items():
-            self._context.set_tensor_address(name, address)
-        if not self._context.execute_async_v3(stream):
-            raise EngineError(f"{self._flavor.engine} failed to start a run; the GPU may be out of memory")
-        if not self._saved and self._kernel_cache is not None:
-            self._save_kernels()
+    def _collect(self, keep: Callable[[str], bool], into: Values) -> tuple[dict[str, Array], dict[str, Value]]:
+        results: dict[str, Array] = {}
+        kept: dict[str, Value] = {}
+        for name, shape in self._results.items():
+            if keep(name):
+                kept[name] = self._kept(name, into.get(name))
+                continue
+            array: Array = np.empty(shape, NUMPY[self._engine.tensors[name].dtype])
+            self._device.cuda.to_host(array, self._buffers[name].address, self._device.stream)
+            results[name] = array
+        return results, kept
 
-    def _plain_context(self) -> Any:
-        return self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def _kept(self, name: str, place: Any) -> DeviceArray:
+        """The result itself, or ``place``, with which it changes memory: what was read there is free for the next run."""
+        result = self._buffers[name]
+        if isinstance(place, DeviceArray) and (place.shape, place.dtype) == (result.shape, result.dtype):
+            place.exchange(result)
+            return place
+        return self._buffers.pop(name)
 
-    def _rtx_context(self) -> Any:
-        config = self._config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-        self._kernel_cache = config.create_runtime_cache()
-        if self._kernels.is_file():
-            self._kernel_cache.deserialize(self._kernels.read_bytes())  # False, and nothing loaded, if of another GPU
-        config.set_runtime_cache(self._kernel_cache)
-        return self._engine.create_execution_context(config)
+    def _enqueue(self, addresses: dict[str, int]) -> None:
+        """Start the engine: the second time with the same addresses as a recorded graph, from then on by it."""
+        cuda, stream = self._device.cuda, self._device.stream
+        activations = self._device.activations(self._engine.activation_bytes)
+        key = (activations, *addresses.values())
+        graph = self._recorded.get(key)
+        if graph is None and key in self._recorded and self._engine.capturable:
+            cuda.begin_capture(stream)
+            self._engine.enqueue(addresses, activations, stream)
+            graph = self._recorded[key] = cuda.end_capture(stream)
+        if graph is not None:
+            cuda.launch(graph, stream)
+            return
+        self._engine.enqueue(addresses, activations, stream)
+        if len(self._recorded) >= _GRAPHS:
+            self._forget_graphs()
+        self._recorded[key] = None
 
-    def _save_kernels(self) -> None:
-        """Keep what was compiled at the first run; a cache that cannot be written costs only time."""
-        self._saved = True
-        with suppress(OSError, ReelquantError), partial_file(self._kernels) as temporary:
-            temporary.write_bytes(bytes(self._kernel_cache.serialize()))
+    def _forget_graphs(self) -> None:
+        for graph in self._recorded.values():
+            if graph is not None:
+                self._device.cuda.free_graph(graph)
+        self._recorded.clear()
 
 
-def _why_invalid(runtime: Any, data: bytes) -> str:
-    """TensorRT-RTX's own diagnosis of an engine that does not load."""
-    if not hasattr(runtime, "get_engine_validity"):
-        return ""
-    validity, diagnostics = runtime.get_engine_validity(data)
-    return f" ({validity.name}, diagnostics {diagnostics})"
+def _nothing(name: str) -> bool:
+    return False
+
+
+def _shapes(given: Mapping[str, Any]) -> dict[str, Shape]:
+    return {name: tuple(value.shape) for name, value in given.items()}
+
+
+def _unbuilt(given: Mapping[str, Any], files: Sequence[EngineFile]) -> str:
+    wanted = ", ".join(f"{name} {list(value.shape)}" for name, value in sorted(given.items()))
+    built = " or ".join(file.largest for file in files)
+    return (
+        f"no engine was built for this size ({wanted}; built: {built}); "
+        "build one with: reelquant build BUNDLE --clip FRAMESxHEIGHTxWIDTH, or ask for a size that was"
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from reelquant.runtime.engines.options import CURRENT
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.gpus import Gpus
-
-CURRENT = "current"
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,24 @@ TARGETS = {
 }
 
 
-def parse_targets(text: str, flavor: Flavor) -> tuple[str, ...]:
-    """``"sm89,sm120"`` → ("sm89", "sm120"), sorted and each once; ``"current"`` is the GPU of this machine.
+def check_targets(names: tuple[str, ...], flavor: Flavor) -> None:
+    """See that this flavor of TensorRT builds for the GPUs ``names`` here; "current" is the GPU of this machine.
 
     Raises:
-        BadInput: not a GPU that this flavor of TensorRT builds for here; the message names those that are.
+        BadInput: it does not; the message names those that it builds for.
+        MissingExtra: its package is not installed.
     """
-    names = tuple(sorted({name.strip().lower() for name in text.split(",")}, key=lambda name: (len(name), name)))
     if names == (CURRENT,):
-        return names
+        return
     if not flavor.ahead_of_time:
         raise BadInput(
             f"{flavor.engine} builds only for the GPU of the machine it runs on: use --gpu current there, "
             "or --engine tensorrt-rtx, which builds for GPUs that are not there"
         )
     known = buildable(flavor)
-    for name in names:
+    for name in names or ("",):
         if name not in known:
             raise BadInput(f"{flavor.engine} {flavor.version()} does not build for {name!r}; one of {', '.join(known)}")
-    return names
 
 
 def buildable(flavor: Flavor) -> list[str]:
@@ -92,7 +91,7 @@ def unsupported(flavor: Flavor, here: Gpus) -> str | None:
     )
 
 
-def lacking(targets: tuple[str, ...], formats: set[str]) -> str | None:
+def lacking(targets: tuple[str, ...], formats: AbstractSet[str]) -> str | None:
     """The first target without hardware for one of ``formats`` ("bf16", "fp8", "fp4"), said to a user; or None."""
     for name in targets:
         for format in sorted(formats):

@@ -9,7 +9,8 @@ import pytest
 
 from reelquant.quant.lint.operators import SUPPORTED
 from reelquant.quant.lint.run import lint
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions, Built, build_engine
+from reelquant.runtime.engines.options import BuildSpec
+from reelquant.runtime.engines.tensorrt.builder import Built, build_engine
 from reelquant.runtime.engines.tensorrt.evidence import judge_attention, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import RTX
 from reelquant.runtime.engines.tensorrt.shapes import Profile
@@ -19,7 +20,7 @@ from tests.quant.lint.graphs import FAULTS, GOOD, HEADS, Case
 
 def build(case: Case, folder: Path) -> Built:
     onnx.save(case.proto(), folder / "graph.onnx")
-    return build_engine(RTX, folder / "graph.onnx", Profile.static({}), BuildOptions(case.targets))
+    return build_engine(RTX, folder / "graph.onnx", Profile.static({}), BuildSpec(gpus=case.targets))
 
 
 def attention(case: Case, built: Built) -> str:

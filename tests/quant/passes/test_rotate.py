@@ -12,8 +12,9 @@ from reelquant.quant.linears import linear_nodes
 from reelquant.quant.passes.rotate import hadamard, rotate
 from reelquant.quant.teacher import Difference, Trial, velocities
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.graphs import open_graphs
 from tests.command_line import run as command
 from tests.conftest import BundleMaker
 from tests.quant.engines import EACH_ENGINE, run
@@ -60,7 +61,7 @@ def test_a_bundle_is_rotated(demo_bundle: BundleMaker, tmp_path: Path, capfd: py
     bundle.check_hashes()
     assert bundle.manifest.precision == "fp32" and bundle.digest != source.digest
     steps = Trial("demo", prompts=1, steps=1).record(source)
-    plan = open_graphs(bundle, "transformer", "onnxruntime", "main")["main"]
+    plan = get_engine("onnxruntime").open_component(bundle, "transformer", EngineOptions("onnxruntime"), "main")["main"]
     found = zip(velocities(plan, steps), steps, strict=True)
     assert 0 < max(Difference.of(velocity, step.velocity).rel_l2 for velocity, step in found) < 1e-5
     refused = command(capfd, "rotate", demo_bundle("t2v", "int8").path, tmp_path / "no")

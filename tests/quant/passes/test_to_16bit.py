@@ -16,7 +16,8 @@ from reelquant.quant.lint.run import lint
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.passes.to_16bit import DTYPES, to_16bit
 from reelquant.quant.recipe import Recipe
-from reelquant.runtime.engine import open_plan
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BundleError
 from tests.conftest import BundleMaker
 from tests.quant.passes.test_insert_qdq import calibrated
@@ -29,7 +30,9 @@ TOLERANCE = {"fp16": 2e-3, "bf16": 2e-2}
 
 def run(graph: ir.Model, fed: dict[str, Any], folder: Path) -> dict[str, Any]:
     ir.save(graph, folder / "graph.onnx", external_data="weights.bin")
-    return open_plan("openvino", folder / "graph.onnx", threads=1).run(fed)  # which computes bf16 graphs in float32
+    return open_onnx("openvino", folder / "graph.onnx", EngineOptions(threads=1)).run(
+        fed
+    )  # which computes bf16 graphs in float32
 
 
 @EACH_BASE
@@ -87,7 +90,7 @@ def test_a_traced_network_in_16_bit(tmp_path: Path, base: str, component: str, d
             fed[value.name or ""] = rng.integers(0, 50, shape)
         else:
             fed[value.name or ""] = rng.normal(0, 1, shape).astype(np.float32)
-    wanted = open_plan("openvino", path, threads=1).run(fed)
+    wanted = open_onnx("openvino", path, EngineOptions(threads=1)).run(fed)
     for name, found in run(graph, fed, tmp_path).items():
         # OpenVINO computes in float32: what is seen is the weights' rounding, and the demo's weights are fp16.
         assert relative_l2(found, wanted[name]) < 3 * TOLERANCE[base]

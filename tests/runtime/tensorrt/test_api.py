@@ -83,7 +83,7 @@ def _is_module(node: ast.expr) -> bool:
 
 
 NAMES = set[str]().union(
-    *(used_names(ROOT / "runtime/engines/tensorrt" / file) for file in ("builder.py", "session.py", "layers.py"))
+    *(used_names(ROOT / "runtime/engines/tensorrt" / file) for file in ("builder.py", "loader.py", "layers.py"))
 )
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.tensorrt import builder, stage
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions, build_engine
+from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
+from reelquant.runtime.engines.tensorrt.builder import build_engine
 from reelquant.runtime.engines.tensorrt.flavor import RTX, Flavor
 from reelquant.runtime.engines.tensorrt.shapes import Profile
-from reelquant.runtime.engines.tensorrt.stage import Wanted, build_engines, jobs, plan
+from reelquant.runtime.engines.tensorrt.stage import build_engines, jobs, plan
 from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
 from reelquant.runtime.gpus import Gpus
 from reelquant.runtime.sizes import Size
 from tests.command_line import contents, only_message, run
 from tests.conftest import BundleMaker
 
-ADA = BuildOptions(("sm89",))
+ADA = ("sm89",)
 
 
 @pytest.fixture
@@ -72,7 +75,7 @@ def test_balanced_int8_and_int4_weights_are_built(precision: str, share: float, 
 
 
 def test_nvfp4_is_built_for_blackwell_at_one_size(
-    rtx_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    rtx_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = rtx_bundle("t2v", "nvfp4")
     records = bundle.manifest.engines["tensorrt-rtx"]["engines"]
@@ -102,24 +105,27 @@ def test_nvfp4_is_built_for_blackwell_at_one_size(
     assert dynamic.code == 2 and "NVFP4 graphs for one size at a time" in only_message(dynamic.err)
     ada = run(capfd, *build, "--gpu", "sm89")
     assert ada.code == 2 and "sm89 (Ada: L4, L40S, RTX 40) has no fp4" in only_message(ada.err)
-    with pytest.raises(MissingExtra, match="building an NVFP4 graph needs onnx-ir"):
-        jobs(bundle, RTX, Wanted(options=BuildOptions(("sm120",))))
+    with monkeypatch.context() as without, pytest.raises(MissingExtra, match="building an NVFP4 graph needs onnx-ir"):
+        without.setitem(sys.modules, "onnx_ir", None)
+        for name in [name for name in sys.modules if name.startswith("reelquant.quant.")]:
+            without.delitem(sys.modules, name)
+        jobs(bundle, RTX, BuildSpec(gpus=("sm120",)))
     cpu = run(capfd, "generate", bundle.path, "a circle", "--engine", "openvino", "-o", tmp_path / "clip.mp4")
     assert cpu.code == 2 and "computes in NVFP4, which TensorRT alone takes" in only_message(cpu.err)
 
 
 def test_a_second_build_takes_the_cache_and_a_plan_says_so(fp8: Bundle, tmp_path: Path) -> None:
-    small = Wanted((Size(9, 32, 32),), options=ADA, cache=tmp_path / "cache")
-    before = {verdict.job.name: (verdict.state, verdict.why) for verdict in plan(fp8, RTX, small)}
+    small = BuildSpec((Size(9, 32, 32),), gpus=ADA, cache=tmp_path / "cache")
+    before = {entry.graph: (entry.state, entry.why) for entry in plan(fp8, RTX, small)}
     assert {state for state, _ in before.values()} == {"stale"}
     assert all("targets" in why for _, why in before.values()) and "profile" in before["vae_decoder/next"][1]
     built = build_engines(fp8, RTX, small)
-    assert {verdict.state for verdict in plan(built, RTX, small)} == {"current"}
+    assert {entry.state for entry in plan(built, RTX, small)} == {"current"}
     records = built.manifest.engines["tensorrt-rtx"]["engines"]
     assert not any(each["from_cache"] for each in records)
     assert built.verify() == len(built.manifest.files)  # the engines that were there before are gone
-    other = Wanted((Size(9, 32, 48),), options=ADA, cache=tmp_path / "cache")
-    states = {verdict.job.name: verdict.state for verdict in plan(built, RTX, other)}
+    other = BuildSpec((Size(9, 32, 48),), gpus=ADA, cache=tmp_path / "cache")
+    states = {entry.graph: entry.state for entry in plan(built, RTX, other)}
     assert states["text_encoder/main"] == "current" and states["transformer/main"] == "stale"
 
     again = build_engines(build_engines(built, RTX, other), RTX, small)
@@ -128,18 +134,18 @@ def test_a_second_build_takes_the_cache_and_a_plan_says_so(fp8: Bundle, tmp_path
 
 def test_sizes_share_what_does_not_depend_on_them(fp8: Bundle) -> None:
     sizes = (Size(9, 32, 32), Size(17, 32, 32), Size(9, 32, 48))
-    names = [job.name for job in jobs(fp8, RTX, Wanted(sizes, options=ADA))]
+    names = [job.name for job in jobs(fp8, RTX, BuildSpec(sizes, gpus=ADA))]
     assert names.count("text_encoder/main") == 1
     assert names.count("transformer/main") == 3
     assert names.count("vae_decoder/first") == 2  # the VAE takes clips of any length
-    dynamic = jobs(fp8, RTX, Wanted(sizes, dynamic=True, options=ADA))
+    dynamic = jobs(fp8, RTX, BuildSpec(sizes, dynamic=True, gpus=ADA))
     assert len(dynamic) == 7
     (transformer,) = (job for job in dynamic if job.component == "transformer")
     assert (transformer.profile.least["latent_frames"], transformer.profile.most["latent_frames"]) == (3, 5)
 
 
 def test_one_dynamic_engine_serves_all_sizes_between(fp8: Bundle, tmp_path: Path) -> None:
-    wanted = Wanted((Size(9, 32, 32), Size(17, 64, 64)), dynamic=True, options=ADA, cache=tmp_path / "cache")
+    wanted = BuildSpec((Size(9, 32, 32), Size(17, 64, 64)), dynamic=True, gpus=ADA, cache=tmp_path / "cache")
     records = build_engines(fp8, RTX, wanted).manifest.engines["tensorrt-rtx"]["engines"]
     (decoder,) = (each for each in records if (each["component"], each["graph"]) == ("vae_decoder", "next"))
     assert decoder["inputs"]["latents"] == [[1, 16, 2, 4, 4], [1, 16, 2, 8, 8]]
@@ -149,13 +155,13 @@ def test_one_dynamic_engine_serves_all_sizes_between(fp8: Bundle, tmp_path: Path
 
 def test_an_impossible_size_is_refused_before_any_work(fp8: Bundle) -> None:
     with pytest.raises(BadInput, match="height 33 is not a positive multiple of 16"):
-        build_engines(fp8, RTX, Wanted((Size(9, 33, 32),), options=ADA))
+        build_engines(fp8, RTX, BuildSpec((Size(9, 33, 32),), gpus=ADA))
 
 
 def test_a_build_that_ends_early_leaves_the_bundle_and_goes_on_where_it_was(
     fp8: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wanted = Wanted((Size(9, 32, 32),), options=ADA, cache=tmp_path / "cache")
+    wanted = BuildSpec((Size(9, 32, 32),), gpus=ADA, cache=tmp_path / "cache")
     done: list[Path] = []
 
     def build_two(flavor: Flavor, graph: Path, *more: Any) -> builder.Built:
@@ -170,7 +176,7 @@ def test_a_build_that_ends_early_leaves_the_bundle_and_goes_on_where_it_was(
         build_engines(fp8, RTX, wanted)
     assert contents(fp8.path) == before and fp8.verify() == len(fp8.manifest.files)
     monkeypatch.undo()
-    states = [verdict.state for verdict in plan(fp8, RTX, wanted)]
+    states = [entry.state for entry in plan(fp8, RTX, wanted)]
     assert sorted(states) == ["cached"] * 2 + ["stale"] * 5
     records = build_engines(fp8, RTX, wanted).manifest.engines["tensorrt-rtx"]["engines"]
     assert sum(each["from_cache"] for each in records) == 2
@@ -186,7 +192,7 @@ def test_a_disk_that_is_full_at_the_end_leaves_the_bundle(
 
     monkeypatch.setattr(stage, "_record", full)
     with pytest.raises(BadInput, match="the disk is full"):
-        build_engines(fp8, RTX, Wanted((Size(9, 32, 32),), options=ADA, cache=tmp_path / "cache"))
+        build_engines(fp8, RTX, BuildSpec((Size(9, 32, 32),), gpus=ADA, cache=tmp_path / "cache"))
     assert contents(fp8.path) == before
 
 
@@ -199,14 +205,14 @@ def test_a_build_can_be_stopped(fp8: Bundle) -> None:
 
     symbols = {"batch": 1, "latent_frames": 3, "height": 4, "width": 4, "tokens": 24 + 12}
     with pytest.raises(KeyboardInterrupt):
-        build_engine(RTX, fp8.graph("transformer", "main"), Profile.static(symbols), ADA, step)
+        build_engine(RTX, fp8.graph("transformer", "main"), Profile.static(symbols), BuildSpec(gpus=ADA), step)
     assert heard and heard[0][1] == 1 and heard[0][2] > 1
 
 
 def test_what_the_parser_refuses_is_said_with_its_node(tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"not onnx")
     with pytest.raises(BundleError, match="tensorrt-rtx .* cannot read .*graph.onnx"):
-        build_engine(RTX, tmp_path / "graph.onnx", Profile.static({}), ADA)
+        build_engine(RTX, tmp_path / "graph.onnx", Profile.static({}), BuildSpec(gpus=ADA))
 
 
 def test_the_command_line(fp8: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -229,14 +235,14 @@ def test_the_doctor_says_why_a_bundles_engines_do_not_load(
 ) -> None:
     bundle = rtx_bundle("t2v", "fp16")
     for here, said in (
-        (Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "do not load here: no NVIDIA driver"),
+        (Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "does not run here on tensorrt-rtx: no NVIDIA driver"),
         (
             Gpus(("NVIDIA A10",), "", ((8, 6),)),
-            "do not load here: its engines were built for sm89, sm120, and this GPU is",
+            "does not run here on tensorrt-rtx: its engines were built for sm89, sm120, and this GPU is",
         ),
-        (Gpus(("NVIDIA L4",), "", ((8, 9),)), "its tensorrt-rtx engines load here"),
+        (Gpus(("NVIDIA L4",), "", ((8, 9),)), f"{bundle.path} runs here on tensorrt-rtx"),
     ):
-        monkeypatch.setattr("reelquant.runtime.commands.doctor.gpus", lambda here=here: here)
+        monkeypatch.setattr(tensorrt_engine, "gpus", lambda here=here: here)
         ran = run(capfd, "doctor", bundle.path)
         assert ran.code == 0 and said in ran.out
         assert json.loads(run(capfd, "doctor", bundle.path, "--json").out)["bundle"].keys() == {"tensorrt-rtx"}
@@ -263,4 +269,4 @@ def test_the_fp8_that_the_lint_refuses_is_refused_by_the_builder(fp8: Bundle) ->
     symbols = {"batch": 1, "latent_frames": 3, "height": 4, "width": 4, "tokens": 24 + 12}
     for name in ("sm80", "sm86"):
         with pytest.raises(BundleError, match="model contains HW-specific datatypes: fp8_e4m3"):
-            build_engine(RTX, fp8.graph("transformer", "main"), Profile.static(symbols), BuildOptions((name,)))
+            build_engine(RTX, fp8.graph("transformer", "main"), Profile.static(symbols), BuildSpec(gpus=(name,)))

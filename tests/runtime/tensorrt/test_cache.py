@@ -16,8 +16,8 @@ from reelquant.runtime.engines.tensorrt.cache import (
     EngineCache,
     cache_key,
     changed_causes,
-    default_folder,
 )
+from reelquant.runtime.user_cache import user_cache
 
 CAUSES: dict[str, Any] = {"graph": "a" * 64, "profile": {"height": [60, 60, 60]}, "targets": ["sm89"], "level": 3}
 
@@ -127,4 +127,4 @@ def test_the_cache_is_where_the_system_has_caches(
     for name, value in {"HOME": "/home/me", **variables}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("sys.platform", platform)
-    assert default_folder().as_posix() == expected
+    assert user_cache("engines").as_posix() == expected

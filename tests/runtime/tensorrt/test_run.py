@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from reelquant.export.parity import relative_l2
-from reelquant.runtime import graphs
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
 from reelquant.runtime.engines.tensorrt.device import Device
-from reelquant.runtime.errors import BadInput, BundleError, EngineError
+from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.gpus import Gpus
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
@@ -43,8 +45,8 @@ def replay(
     cuda = ReplayCuda()
     loader = ReplayLoader(cuda, bundle.path, sizes)
     device = Device(cuda, loader)
-    monkeypatch.setattr(graphs, "device", lambda engine: device)
-    monkeypatch.setattr(graphs, "gpus", lambda: ADA)
+    monkeypatch.setattr(tensorrt_engine.rtx, "_devices", {0: device})
+    monkeypatch.setattr(tensorrt_engine, "gpus", lambda: ADA)
     yield Replay(bundle, cuda, loader, device)
 
 
@@ -54,17 +56,17 @@ def request_of(bundle: Bundle, steps: int = 3) -> Request:
 
 
 def test_a_clip_is_the_one_that_the_cpu_renders(replay: Replay) -> None:
-    wanted = Pipeline(replay.bundle, "openvino").generate(request_of(replay.bundle))
-    found = Pipeline(replay.bundle, RTX, keep=False).generate(request_of(replay.bundle))
+    wanted = Pipeline(replay.bundle, EngineOptions("openvino")).generate(request_of(replay.bundle))
+    found = Pipeline(replay.bundle, EngineOptions(RTX), keep=False).generate(request_of(replay.bundle))
     difference = relative_l2(found.frames.astype(np.float32), wanted.frames.astype(np.float32))
     assert found.frames.shape == wanted.frames.shape and difference < 0.01
     # Two texts, three guided steps row by row, the first latents and the rest; an image's encoder once.
     runs = 2 + 2 * 3 + 1 + (found.frames.shape[0] - 9) // 8 + (replay.bundle.manifest.task == "i2v")
-    assert graphs.device_seconds(RTX) == 0.25 * runs and graphs.device_seconds("openvino") is None
+    assert get_engine(RTX).device_seconds() == 0.25 * runs and get_engine("openvino").device_seconds() is None
 
 
 def test_memory_is_shared_and_given_back(replay: Replay) -> None:
-    pipeline = Pipeline(replay.bundle, RTX, keep=False)
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX), keep=False)
     pipeline.generate(request_of(replay.bundle))
     largest = max(replay.loader.activation_bytes.values())
     del pipeline
@@ -79,19 +81,19 @@ def test_memory_is_shared_and_given_back(replay: Replay) -> None:
 
 
 def test_a_streams_caches_stay_on_the_device(replay: Replay) -> None:
-    pipeline = Pipeline(replay.bundle, RTX)
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
     shape = (5, 16, 12, 12)
     latents = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     before = len(replay.cuda.copies)
     frames = pipeline.decode(latents)
     copied = replay.cuda.copies[before:]
     assert len(copied) == 2 and sum(copied) == frames.size * 4  # two chunks of frames, and nothing else
-    wanted = Pipeline(replay.bundle, "openvino").decode(latents)
+    wanted = Pipeline(replay.bundle, EngineOptions("openvino")).decode(latents)
     assert relative_l2(frames.astype(np.float32), wanted.astype(np.float32)) < 0.01
 
 
 def test_guidance_runs_row_by_row_and_steps_are_replayed_from_a_graph(replay: Replay) -> None:
-    pipeline = Pipeline(replay.bundle, RTX)
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
     request = request_of(replay.bundle, steps=4)
     pipeline.sample(request, pipeline.settings(request))
     # Eight rows: the first is run, the second recorded, and all from then on launched.
@@ -99,7 +101,7 @@ def test_guidance_runs_row_by_row_and_steps_are_replayed_from_a_graph(replay: Re
 
 
 def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:
-    pipeline = Pipeline(replay.bundle, RTX)
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
     request = Request(
         request_of(replay.bundle).prompt, request_of(replay.bundle).image, seed=1, steps=1, height=64, width=64
     )
@@ -117,9 +119,9 @@ def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:
 def test_an_engine_that_cannot_run_here_is_not_tried(
     replay: Replay, here: Gpus, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs, "gpus", lambda: here)
-    with pytest.raises(EngineError, match=reason):
-        Pipeline(replay.bundle, RTX).generate(request_of(replay.bundle))
+    monkeypatch.setattr(tensorrt_engine, "gpus", lambda: here)
+    with pytest.raises(BadInput, match=reason):
+        Pipeline(replay.bundle, EngineOptions(RTX)).generate(request_of(replay.bundle))
     assert replay.loader.loaded == []
 
 
@@ -131,7 +133,7 @@ def test_a_changed_engine_is_not_loaded(replay: Replay) -> None:
     try:
         file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         with pytest.raises(BundleError, match="was changed after export"):
-            Pipeline(replay.bundle, RTX).generate(request_of(replay.bundle))
+            Pipeline(replay.bundle, EngineOptions(RTX)).generate(request_of(replay.bundle))
         assert "transformer/main" not in replay.loader.loaded
     finally:
         file.write_bytes(data)

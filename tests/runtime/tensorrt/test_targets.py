@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import parse_gpus
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
 from reelquant.runtime.engines.tensorrt import stage
-from reelquant.runtime.engines.tensorrt.builder import BuildOptions
 from reelquant.runtime.engines.tensorrt.flavor import RTX, STANDARD, Flavor
-from reelquant.runtime.engines.tensorrt.loadable import check_loadable, why_not
+from reelquant.runtime.engines.tensorrt.loadable import why_not
 from reelquant.runtime.engines.tensorrt.stage import current_gpu
-from reelquant.runtime.engines.tensorrt.targets import TARGETS, buildable, lacking, parse_targets, unsupported
+from reelquant.runtime.engines.tensorrt.targets import TARGETS, buildable, check_targets, lacking, unsupported
 from reelquant.runtime.errors import BadInput, EngineError
 from reelquant.runtime.gpus import Gpus
+from tests.conftest import TinyBundleMaker
 
 L4 = Gpus(("NVIDIA L4",), "", ((8, 9),), 13000)
 H100 = Gpus(("NVIDIA H100 80GB HBM3",), "", ((9, 0),), 13000)
@@ -19,8 +25,10 @@ RECORD = {"version": "1.7.1.116", "targets": ["sm89", "sm120"], "gpu": None}
 
 
 def test_names_are_sorted_and_each_once() -> None:
-    assert parse_targets("SM120, sm89,sm89", RTX) == ("sm89", "sm120")
-    assert parse_targets("current", RTX) == parse_targets("current", STANDARD) == ("current",)
+    assert parse_gpus("SM120, sm89,sm89") == ("sm89", "sm120")
+    assert parse_gpus("current") == ("current",)
+    for flavor in (RTX, STANDARD):
+        check_targets(("current",), flavor)
 
 
 def test_the_rtx_package_builds_for_what_we_list() -> None:
@@ -39,7 +47,7 @@ def test_the_rtx_package_builds_for_what_we_list() -> None:
 )
 def test_others_are_refused(text: str, flavor: Flavor, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        parse_targets(text, flavor)
+        check_targets(parse_gpus(text), flavor)
 
 
 def test_formats_by_capability() -> None:
@@ -86,11 +94,16 @@ def test_hopper_is_refused_before_the_build(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(
         BadInput, match=r"--gpu current cannot be built for: .*only sm75.*; use --engine onnxruntime or"
     ):
-        current_gpu(BuildOptions(("current",)), RTX)
-    assert current_gpu(BuildOptions(("sm89",)), RTX) is None
-    assert current_gpu(BuildOptions(("current",)), STANDARD) == "NVIDIA H100 80GB HBM3 (sm90)"
+        current_gpu(("current",), RTX)
+    assert current_gpu(("sm89",), RTX) is None
+    assert current_gpu(("current",), STANDARD) == "NVIDIA H100 80GB HBM3 (sm90)"
 
 
-def test_nothing_runs_here_without_a_gpu() -> None:
-    with pytest.raises(EngineError, match="tensorrt-rtx cannot run this bundle here: no NVIDIA driver"):
-        check_loadable(RTX, {**RECORD, "version": RTX.version()}, Gpus((), "no NVIDIA driver"))
+def test_nothing_runs_here_without_a_gpu(monkeypatch: pytest.MonkeyPatch, tiny_bundle: TinyBundleMaker) -> None:
+    monkeypatch.setattr(tensorrt_engine, "gpus", lambda: Gpus((), "no NVIDIA driver"))
+    bundle = tiny_bundle("t2v")
+    built = {"tensorrt-rtx": {**RECORD, "version": RTX.version()}}
+    with pytest.raises(BadInput, match="tensorrt-rtx cannot run .* here: no NVIDIA driver"):
+        get_engine("tensorrt-rtx").check_runs(Bundle(bundle.path, replace(bundle.manifest, engines=built)))
+    with pytest.raises(BadInput, match="it has no tensorrt-rtx engines; build them with: reelquant build BUNDLE"):
+        get_engine("tensorrt-rtx").check_runs(bundle)

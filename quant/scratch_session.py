@@ -11,15 +11,15 @@ import onnx_ir as ir
 from reelquant.quant.blockwise import blockwise
 from reelquant.quant.graph_files import WEIGHTS, save_graphs
 from reelquant.runtime.atomic import link_or_copy, scratch_folder
-from reelquant.runtime.engine import Plan, open_plan
-from reelquant.runtime.engine_memory import ENGINE_MEMORY
+from reelquant.runtime.engines.registry import get_engine, open_onnx
+from reelquant.runtime.engines.session import Session
 from reelquant.runtime.memory import available_memory
 
 _SPARE = 2 << 30  # for activations and everything else
 
 
 @contextmanager
-def scratch_plan(model: ir.Model, beside: Path, engine: str, weights: Path | None = None) -> Iterator[Plan]:
+def scratch_session(model: ir.Model, beside: Path, engine: str, weights: Path | None = None) -> Iterator[Session]:
     """Write ``model`` into a scratch folder beside ``beside`` and open it; ``weights`` are linked if all of its own lie there.
 
     Where its weights would take most of the memory that is left, it runs one block at a time.
@@ -34,13 +34,14 @@ def scratch_plan(model: ir.Model, beside: Path, engine: str, weights: Path | Non
             ir.save(model, path)
             link_or_copy(weights, path.parent / WEIGHTS)
         if fits((path.parent / WEIGHTS).stat().st_size, engine):
-            yield open_plan(engine, path)
+            yield open_onnx(engine, path)
         else:
-            with blockwise(path, engine) as plan:
-                yield plan
+            with blockwise(path, engine) as session:
+                yield session
 
 
 def fits(weights: int, engine: str) -> bool:
     """Whether ``engine`` can hold float32 ``weights`` (bytes) in memory here."""
-    available = available_memory()
-    return available is None or ENGINE_MEMORY[engine].high.weights * weights + _SPARE < available
+    available, held = available_memory(), get_engine(engine).memory
+    # An engine that nobody has measured is taken to hold what it maps, and a copy.
+    return available is None or (held.high.weights if held else 2) * weights + _SPARE < available

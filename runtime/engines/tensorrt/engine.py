@@ -1,0 +1,127 @@
+"""TensorRT's two kinds as engines of reelquant: graphs are compiled ahead to files, for chosen GPUs and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Set as AbstractSet
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from reelquant.runtime.bundle import ENGINES, Bundle
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE, Engine, EngineReport, PlanEntry, one_line
+from reelquant.runtime.engines.options import BuildSpec, EngineOptions
+from reelquant.runtime.engines.session import Session
+from reelquant.runtime.engines.tensorrt import stage
+from reelquant.runtime.engines.tensorrt.cuda import CudaRuntime
+from reelquant.runtime.engines.tensorrt.device import Device
+from reelquant.runtime.engines.tensorrt.flavor import RTX, STANDARD, Flavor
+from reelquant.runtime.engines.tensorrt.graph_tools import lint
+from reelquant.runtime.engines.tensorrt.loadable import why_not
+from reelquant.runtime.engines.tensorrt.loader import TensorRtLoader
+from reelquant.runtime.engines.tensorrt.session import EngineFile, TensorRtSession
+from reelquant.runtime.engines.tensorrt.targets import check_targets, lacking, unsupported
+from reelquant.runtime.errors import BadInput, EngineError
+from reelquant.runtime.gpus import gpus
+from reelquant.runtime.manifest import Manifest
+from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.trust import check_trust
+from reelquant.runtime.user_cache import user_cache
+
+
+class TensorRt(Engine):
+    """One flavor of TensorRT; what its sessions share on a GPU is held here, for the whole process."""
+
+    runs_onnx = False
+
+    def __init__(self, flavor: Flavor) -> None:
+        self.flavor, self.name, self.package = flavor, flavor.engine, flavor.package
+        self._devices: dict[int, Device] = {}
+
+    def module(self) -> Any:
+        return self.flavor.module()
+
+    def version(self) -> str:
+        return self.flavor.version()
+
+    def inspect(self, module: ModuleType) -> EngineReport:
+        found = gpus()
+        version, devices = str(module.__version__), ", ".join(found.names)
+        if not found.names:
+            # Only RTX compiles for a GPU that is not here.
+            can = "can build engines here, cannot run them" if self.flavor.ahead_of_time else "cannot build or run here"
+            remedy = "run on openvino, or on a machine with an NVIDIA GPU and its driver"
+            return EngineReport(self.name, False, version, devices, f"{can}: {found.reason}", remedy)
+        if refused := unsupported(self.flavor, found):
+            return EngineReport(self.name, False, version, devices, refused, "")
+        try:
+            import_module("cuda.bindings.runtime")
+        except Exception as error:  # noqa: BLE001 - a broken package may raise anything
+            reason = f"cuda-bindings is missing or broken: {one_line(error)}"
+            return EngineReport(self.name, False, version, devices, reason, self.remedy())
+        return EngineReport(self.name, True, version, devices, "", "")
+
+    def device_seconds(self) -> float | None:
+        return sum(device.seconds for device in self._devices.values())
+
+    @property
+    def accuracy_engine(self) -> str:
+        """It runs no ONNX files, and is not on every machine that builds for it."""
+        return REFERENCE_ENGINE
+
+    def compute_dtype(self, trained: str) -> str:
+        """The 16 bit that the checkpoint was trained in, or bf16, which overflows nowhere."""
+        return trained if trained == "fp16" else "bf16"
+
+    def refuses(self, manifest: Manifest) -> str | None:
+        record = manifest.engines.get(self.name)
+        if record is None:
+            return f"it has no {self.name} engines; build them with: reelquant build BUNDLE --engine {self.name} --gpu NAMES"
+        return why_not(self.flavor, record, gpus(), self.version())
+
+    def files(self, component: str) -> str:
+        return f"{ENGINES}/{self.name}/{component}."
+
+    def check_build(self, spec: BuildSpec, formats: AbstractSet[str] = frozenset()) -> None:
+        check_targets(spec.gpus, self.flavor)
+        stage.current_gpu(spec.gpus, self.flavor)
+        if "fp4" in formats and spec.dynamic:
+            raise BadInput(stage.NVFP4_IS_STATIC)
+        # A text encoder computes in bf16 wherever the rest is in 16 bit: T5 overflows in fp16.
+        wanted = {"bf16" if each == "fp16" else each for each in formats}
+        if fault := lacking(spec.gpus, wanted - {"fp32", "int8", "int4"}):
+            raise BadInput(f"{fault}; choose other GPUs (--gpu) or another --precision")
+
+    def plan(self, bundle: Bundle, spec: BuildSpec) -> list[PlanEntry]:
+        self.check_build(spec)
+        return stage.plan(bundle, self.flavor, spec)
+
+    def build(self, bundle: Bundle, spec: BuildSpec, progress: Progress = SILENT) -> Bundle:
+        """Compile every graph for every size, but for those that were compiled before and have not changed since."""
+        self.check_build(spec)
+        for warning in lint(bundle, spec):
+            progress.say(warning)
+        return stage.build_engines(bundle, self.flavor, spec, progress)
+
+    def open(self, bundle: Bundle, component: str, graph: str, options: EngineOptions, lean: bool = False) -> Session:
+        records = stage.find_engines(bundle.manifest, self.flavor, component, graph)
+        if reason := self.refuses(bundle.manifest):
+            raise EngineError(f"{self.name} cannot run this bundle here: {reason}")
+        check_trust(bundle, [str(record["file"]) for record in records], options.trust)
+        files = [EngineFile.of_record(bundle.path, record) for record in records]
+        return TensorRtSession(self.device(options.device), files)
+
+    def device(self, number: int) -> Device:
+        """This process's share of a GPU.
+
+        Raises:
+            MissingExtra: the package or cuda-bindings is not installed.
+            EngineError: there is no such GPU, or no driver.
+        """
+        if number not in self._devices:
+            cuda = CudaRuntime(number)
+            self._devices[number] = Device(cuda, TensorRtLoader(self.flavor, user_cache("kernels")))
+        return self._devices[number]
+
+
+rtx = TensorRt(RTX)
+standard = TensorRt(STANDARD)

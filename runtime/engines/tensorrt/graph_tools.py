@@ -1,0 +1,66 @@
+"""What a build needs of ONNX files, which the runtime does not read: of whoever offers it, which is reelquant.quant.
+
+The tools are entry points (pyproject.toml), so that the runtime names nothing that stands above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import BuildSpec
+from reelquant.runtime.engines.tensorrt.shapes import Symbols
+from reelquant.runtime.errors import MissingExtra
+
+GROUP = "reelquant.graph_tools"
+
+
+def lint(bundle: Bundle, spec: BuildSpec) -> list[str]:
+    """What TensorRT would leave unfused, in words.
+
+    Raises:
+        BundleError: there is what TensorRT would refuse.
+    """
+    check = _tool("lint")
+    if check is None:
+        return ["onnx-ir is not installed, so the builder alone judges the graphs, without lint"]
+    warnings: list[str] = check(bundle, spec)
+    return warnings
+
+
+def static_copy(graph: Path, symbols: Symbols) -> bytes:
+    """An ONNX file with its shapes at one size, which TensorRT reads NVFP4 graphs through.
+
+    Raises:
+        MissingExtra: onnx-ir is not installed.
+    """
+    made: bytes = static_copier()(graph, symbols)
+    return made
+
+
+def static_copier() -> Callable[..., Any]:
+    """The function behind :func:`static_copy`; to ask for it finds out before the work whether it is there.
+
+    Raises:
+        MissingExtra: onnx-ir is not installed.
+    """
+    copy = _tool("static_copy")
+    if copy is None:
+        raise MissingExtra("building an NVFP4 graph needs onnx-ir, which", "export")
+    return copy
+
+
+def _tool(name: str) -> Callable[..., Any] | None:
+    """The tool, or None where what its module imports is not installed."""
+    for point in entry_points(group=GROUP, name=name):
+        try:
+            tool: Callable[..., Any] = point.load()
+        except ModuleNotFoundError as error:
+            if error.name and error.name.split(".")[0] == "reelquant":
+                raise
+            return None
+        return tool
+    return None
