@@ -28,5 +28,9 @@ class EngineError(ReelquantError):
     """An engine gave up while it ran a graph: no memory, or inputs that do not fit the graph."""
 
 
+class Cancelled(ReelquantError):
+    """Whoever followed a clip's making (``on_step``) stopped it; to be raised by them."""
+
+
 class AccuracyError(ReelquantError):
     """A graph or clip failed its numeric check: it ran, but its result cannot be trusted."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.images import Picture, load_image
+from reelquant.runtime.manifest import Defaults, Manifest
 from reelquant.runtime.positions import check_positions
 from reelquant.runtime.schedulers import Scheduler, scheduler_from_config, with_class
 from reelquant.runtime.sizes import Geometry, Size, checked
@@ -55,13 +56,14 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Settings:
-    """A request with every choice made and checked; the first ``skip`` of ``steps`` are left out, which of a video's is
-    1 - ``strength``.
+class ResolvedRequest:
+    """A request with every choice made and checked: all that a clip of one bundle depends on.
 
-    ``image`` uint8 [h, w, 3] and ``video`` uint8 [frames, h, w, 3] have the clip's size.
+    The first ``skip`` of ``steps`` are left out, which of a video's is 1 - ``strength``. ``image`` uint8 [h, w, 3] and
+    ``video`` uint8 [frames, h, w, 3] have the clip's size. ``request`` is what was asked for.
     """
 
+    request: Request
     size: Size
     steps: int
     guidance: float
@@ -73,55 +75,78 @@ class Settings:
     video: NDArray[np.uint8] | None = None
 
 
-def settle(request: Request, bundle: Bundle) -> Settings:
+def resolve(request: Request, bundle: Bundle) -> ResolvedRequest:
     """Fill in what ``request`` leaves to ``bundle``, and check it all, before any work is done.
 
     Raises:
         BadInput: a choice is not possible; the message says what is.
     """
     manifest = bundle.manifest
-    defaults = manifest.defaults
     _check_types(request)
-    # Of Python's own types, since numpy's cannot be written into the provenance.
-    size = Size(
-        frames=int(_chosen(request.frames, defaults.frames)),
-        height=int(_chosen(request.height, defaults.height)),
-        width=int(_chosen(request.width, defaults.width)),
-    )
-    steps = int(_chosen(request.steps, defaults.steps))
-    guidance = float(_chosen(request.guidance, defaults.guidance))
-    if not 1 <= steps <= MAX_STEPS:
-        raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
-    if not (0 <= guidance <= 100):
-        raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
-    if manifest.task == "i2v" and request.video is not None:
-        raise BadInput(f"{bundle.path} makes clips from an image; a video needs a text-to-video bundle")
-    if manifest.task == "i2v" and request.image is None:
-        raise BadInput(f"{bundle.path} makes clips from an image; give one with --image FILE")
-    if manifest.task == "t2v" and request.image is not None:
-        raise BadInput(f"{bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
-    skip, strength = 0, None
-    if request.video is None and request.strength is not None:
-        raise BadInput("strength says how much of a video is made anew, and there is none; give one with --video FILE")
-    if request.video is not None:
-        strength = float(_chosen(request.strength, STRENGTH))
-        if not 0 <= strength <= 1 or int(steps * strength) < 1:
-            raise BadInput(
-                f"strength {strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8"
-            )
-        skip = steps - int(steps * strength)
-    seed = secrets.randbits(32) if request.seed is None else int(request.seed)
-    if not 0 <= seed < 2**64:
-        raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
-    size = checked(size, manifest.geometry)
+    size = _size(request, manifest)
     check_positions(manifest.transformer, *size.latent_shape(manifest.geometry)[2:])
+    steps, guidance, seed = _numbers(request, manifest.defaults)
+    _check_source(request, manifest.task, bundle)
+    strength = _strength(request, steps)
+    skip = 0 if strength is None else steps - int(steps * strength)
     config = manifest.scheduler if request.scheduler is None else with_class(manifest.scheduler, request.scheduler)
     scheduler = scheduler_from_config(config)
     scheduler.startable(steps)
     _check_noise(request, size, manifest.geometry, steps - skip if scheduler.adds_noise else 0)
     image = None if request.image is None else load_image(request.image, size.height, size.width)
     video = None if request.video is None else load_video(request.video, size.frames, size.height, size.width)
-    return Settings(size, steps, guidance, seed, scheduler, skip, strength, image, video)
+    return ResolvedRequest(request, size, steps, guidance, seed, scheduler, skip, strength, image, video)
+
+
+def _size(request: Request, manifest: Manifest) -> Size:
+    defaults = manifest.defaults
+    # Of Python's own types, since numpy's cannot be written into the provenance.
+    size = Size(
+        frames=int(_chosen(request.frames, defaults.frames)),
+        height=int(_chosen(request.height, defaults.height)),
+        width=int(_chosen(request.width, defaults.width)),
+    )
+    return checked(size, manifest.geometry)
+
+
+def _numbers(request: Request, defaults: Defaults) -> tuple[int, float, int]:
+    """Steps, guidance and seed."""
+    steps = int(_chosen(request.steps, defaults.steps))
+    guidance = float(_chosen(request.guidance, defaults.guidance))
+    if not 1 <= steps <= MAX_STEPS:
+        raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
+    if not (0 <= guidance <= 100):
+        raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
+    seed = secrets.randbits(32) if request.seed is None else int(request.seed)
+    if not 0 <= seed < 2**64:
+        raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
+    return steps, guidance, seed
+
+
+def _check_source(request: Request, task: str, bundle: Bundle) -> None:
+    """Raises:
+    BadInput: an image or a video that this task does not take, or none where it takes one.
+    """
+    if task == "i2v" and request.video is not None:
+        raise BadInput(f"{bundle.path} makes clips from an image; a video needs a text-to-video bundle")
+    if task == "i2v" and request.image is None:
+        raise BadInput(f"{bundle.path} makes clips from an image; give one with --image FILE")
+    if task == "t2v" and request.image is not None:
+        raise BadInput(f"{bundle.path} makes clips from text alone; leave out --image, or use an i2v bundle")
+
+
+def _strength(request: Request, steps: int) -> float | None:
+    """How much of a video is made anew; None where there is none."""
+    if request.video is None:
+        if request.strength is not None:
+            raise BadInput(
+                "strength says how much of a video is made anew, and there is none; give one with --video FILE"
+            )
+        return None
+    strength = float(_chosen(request.strength, STRENGTH))
+    if not 0 <= strength <= 1 or int(steps * strength) < 1:
+        raise BadInput(f"strength {strength} of {steps} steps is no step; it is from {1 / steps:g} to 1, usually 0.8")
+    return strength
 
 
 def _check_types(request: Request) -> None:

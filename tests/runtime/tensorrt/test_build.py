@@ -235,7 +235,10 @@ def test_the_doctor_says_why_a_bundles_engines_do_not_load(
 ) -> None:
     bundle = rtx_bundle("t2v", "fp16")
     for here, said in (
-        (Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "does not run here on tensorrt-rtx: no NVIDIA driver"),
+        (
+            Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"),
+            "does not run here on tensorrt-rtx: no NVIDIA driver",
+        ),
         (
             Gpus(("NVIDIA A10",), "", ((8, 6),)),
             "does not run here on tensorrt-rtx: its engines were built for sm89, sm120, and this GPU is",
