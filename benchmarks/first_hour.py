@@ -97,7 +97,7 @@ def reference(arguments: argparse.Namespace) -> Facts:
 
     pipeline = load_pipeline(arguments.bundles / "demo-t2v-fp32", "openvino")
     request = Request(PROMPT, seed=3, steps=STEPS)
-    latents = pipeline.sample(request, pipeline.settings(request))
+    latents = pipeline.sample(request)
     np.savez(arguments.reference, latents=latents, frames=pipeline.decode(latents))
     return {"frames": list(latents.shape)}
 
@@ -140,6 +140,7 @@ def ort_clip(arguments: argparse.Namespace) -> Facts:
 
     preload(onnxruntime)
     from reelquant.runtime import Request, load_pipeline
+    from reelquant.runtime.monitor import Monitor
 
     with np.load(arguments.reference) as kept:
         wanted, frames = kept["latents"], kept["frames"]
@@ -148,12 +149,12 @@ def ort_clip(arguments: argparse.Namespace) -> Facts:
         pipeline = load_pipeline(arguments.bundles / f"demo-t2v-{precision}", "onnxruntime")
         request = Request(PROMPT, seed=3, steps=STEPS)
         try:
-            latents = pipeline.sample(request, pipeline.settings(request))
+            latents = pipeline.sample(request)
             taken = []
             for _ in range(5):
-                before = pipeline.timer.seconds["denoise"]
-                latents = pipeline.sample(request, pipeline.settings(request))
-                taken.append((pipeline.timer.seconds["denoise"] - before) / STEPS)
+                monitor = Monitor()
+                latents = pipeline.sample(request, monitor)
+                taken.append(monitor.seconds["denoise"] / STEPS)
             shown = pipeline.decode(wanted)
             memory = []
             for _ in range(20):
@@ -193,7 +194,7 @@ def rtx(arguments: argparse.Namespace) -> Facts:
 
             pipeline = load_pipeline(built.path, RTX.engine)
             request = Request(PROMPT, seed=3, steps=STEPS)
-            latents = pipeline.sample(request, pipeline.settings(request))
+            latents = pipeline.sample(request)
             with np.load(arguments.reference) as kept:
                 found[f"{target} clip"] = relative(latents, kept["latents"])
         except Exception as error:  # noqa: BLE001 - what it says is the finding

@@ -39,10 +39,11 @@ from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe, Rule
 from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.teacher import Step, pooled_rel_l2, record_steps, velocities
-from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Session
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 
 OURS = ("int8", "int8-minmax", "fp8", "fp8-minmax", "int8-weight", "int4-weight")
@@ -143,9 +144,7 @@ def rel_l2(session: Session, steps: Sequence[Step]) -> float:
 
 def drawn(case: Case, session: Session | None, wanted: list[Task], steps: int) -> list[Pixels]:
     """The clips of ``wanted`` with ``session`` as the transformer, everything else in fp32."""
-    pipeline = load_pipeline(case.bundle.path, _ENGINE)
-    if session is not None:
-        pipeline.replace_transformer(session)
+    pipeline = Pipeline(case.bundle, EngineOptions(_ENGINE), transformer=session)
     _, draw = pipeline_renderer(pipeline, steps, GUIDANCE)
     return [draw(task) for task in wanted]
 

@@ -35,6 +35,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions, parse_gpus
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE
 from reelquant.runtime.errors import BadInput, ReelquantError
+from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sizes import Size, parse_clip
 
@@ -115,11 +116,10 @@ class Ours:
         self._pipeline, self._request = Pipeline(bundle, EngineOptions(engine)), sampling.request()
 
     def clip(self) -> Made:
-        before = dict(self._pipeline.timer.seconds)
-        latents = self._pipeline.sample(self._request, self._pipeline.settings(self._request))
-        self._pipeline.decode(latents)
-        after = self._pipeline.timer.seconds
-        seconds = {stage: after.get(stage, 0.0) - before.get(stage, 0.0) for stage in STAGES}
+        monitor = Monitor()
+        latents = self._pipeline.sample(self._request, monitor)
+        self._pipeline.decode(latents, monitor)
+        seconds = {stage: monitor.seconds.get(stage, 0.0) for stage in STAGES}
         return Made(seconds, self._pipeline.encode_prompt(self._request.prompt, guided=False)[0], latents)
 
     def frames(self, latents: Floats) -> Floats:

@@ -24,12 +24,12 @@ from reelquant.quant.ranges import CHANNEL, HIGH, HISTOGRAM, LOW, Provenance, Ra
 from reelquant.quant.scratch_session import scratch_session
 from reelquant.quant.statistics import Channels
 from reelquant.quant.watch import sample_watched
-from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.bundle import TOKENIZER, Bundle
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.session import Array, Feeds
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.tokenizer import Tokenizer
 
 
 def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, progress: Progress = SILENT) -> Ranges:
@@ -47,12 +47,11 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     data.first(plan.prompts)
     size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
     requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
-    pipeline = Pipeline(bundle, EngineOptions(plan.engine))
-    data.check_tokens(plan.prompts, pipeline.tokenizer)
+    data.check_tokens(plan.prompts, Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens))
     recorder = Recorder()
     weights = bundle.graph("transformer", "main").parent / WEIGHTS
     with scratch_session(observed_transformer(bundle), bundle.path, plan.engine, weights) as transformer:
-        sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
+        sample_watched(bundle, plan.engine, transformer, requests, recorder.see, progress, "calibrate")
     provenance = Provenance(
         task=manifest.task,
         seed=plan.seed,
@@ -61,7 +60,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         steps=plan.steps,
         **asdict(size),
         engine=plan.engine,
-        engine_version=pipeline.engine.version(),
+        engine_version=get_engine(plan.engine).version(),
         source_digest=bundle.digest,
     )
     return recorder.ranges(provenance)

@@ -95,7 +95,7 @@ def quantize_decoder(
     clips = []
     with progress.stage("sample", len(seen) + len(unseen)) as advance:
         for request in (*seen, *unseen):
-            clips.append(pipeline.sample(request, pipeline.settings(request)))
+            clips.append(pipeline.sample(request))
             advance()
     del pipeline
     with partial_folder(out, replace_out) as folder:

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.conditioning import fixed_inputs
 from reelquant.runtime.engines.session import Feeds, Session
-from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.sizes import Size
 
 _WARM = 2  # the first runs compile, and some engines take memory in their second
@@ -22,9 +22,7 @@ def step_feeds(bundle: Bundle, size: Size | None = None) -> Feeds:
     """
     manifest, defaults = bundle.manifest, bundle.manifest.defaults
     size = size or Size(defaults.frames, defaults.height, defaults.width)
-    frames, *rest = size.latent_shape(manifest.geometry)
-    shape = (frames + -frames % manifest.geometry.patch_t, *rest)
-    learned = bundle.path / LEARNED if LEARNED in manifest.files else None
+    shape = size.sampled_shape(manifest.geometry)
     rng = np.random.default_rng(0)
     text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
     return {
@@ -32,8 +30,7 @@ def step_feeds(bundle: Bundle, size: Size | None = None) -> Feeds:
         "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
         "text": rng.standard_normal(text, dtype=np.float32),
         "timestep": np.array([500, 500]),
-        "ofs": np.array([2.0], np.float32),
-        **position_inputs(manifest.transformer, manifest.text_tokens, shape, learned),
+        **fixed_inputs(bundle, shape),
     }
 
 

@@ -43,7 +43,11 @@ class Denoiser:
     """
 
     def __init__(
-        self, session: Session, text: Floats, image_latents: Floats | None = None, fixed: Mapping[str, Floats] | None = None
+        self,
+        session: Session,
+        text: Floats,
+        image_latents: Floats | None = None,
+        fixed: Mapping[str, Floats] | None = None,
     ) -> None:
         """``text`` [batch, text_tokens, text_width]; the others as in :class:`Conditioning`."""
         batch = len(text)
@@ -66,7 +70,7 @@ class Denoiser:
             BadInput: the engine was not built for this size.
             EngineError: it gave up.
         """
-        changing = {
+        changing: dict[str, Array] = {
             "latents": np.repeat(latents[None], self._rows, 0),
             "timestep": np.full(self._rows, timestep, np.int64),
         }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.request import Request, Settings
+from reelquant.runtime.request import Request, ResolvedRequest
 from reelquant.runtime.video import read_provenance
 
 _NEEDED: dict[str, tuple[type, ...]] = {
@@ -52,9 +52,9 @@ class Remake:
     source: str | None
     decoded: Mapping[str, Any] | None
 
-    def is_of(self, settings: Settings) -> bool:
+    def is_of(self, resolved: ResolvedRequest) -> bool:
         """Whether the image or video, at the clip's size, is the one that the clip was made from."""
-        return self.source == pixels_digest(settings.image if settings.image is not None else settings.video)
+        return self.source == pixels_digest(resolved.image if resolved.image is not None else resolved.video)
 
 
 def read_remake(path: Path, bundle: Bundle) -> Remake:

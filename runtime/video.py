@@ -39,11 +39,14 @@ MAX_FILE_BYTES = MAX_CLIP_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Frames uint8 RGB [frames, height, width, 3], shown at ``fps``; ``provenance`` is JSON and says how it was made."""
+    """Frames uint8 RGB [frames, height, width, 3], shown at ``fps``; ``provenance`` is JSON and says how it was made, and
+    ``seconds`` what each stage of that took here.
+    """
 
     frames: NDArray[np.uint8]
     fps: int
     provenance: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.frames, np.ndarray):

@@ -52,7 +52,7 @@ def decode(
     with Progress(shown(quiet)) as progress:
         clip = pipeline.decode_saved(saved, progress)
     clip.save(output)
-    seconds = pipeline.timer.seconds.get("decode", 0.0)
+    seconds = clip.seconds.get("decode", 0.0)
     if as_json:
         print_json(
             {

@@ -19,6 +19,7 @@ from reelquant.runtime.commands.options import (
 )
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
 
@@ -51,13 +52,14 @@ def embed(
         if words := pipeline.tokenizer.check(prompt):
             unknown[prompt] = words
             say_unknown(words, quiet)
+    monitor = Monitor()
     with Progress(shown(quiet)) as progress, progress.stage("embed", len(wanted)) as advance:
         for prompt in wanted:
-            pipeline.encode_prompt(prompt)
+            pipeline.encode_prompt(prompt, monitor=monitor)
             advance()
     if as_json:
         print_json(
-            {"folder": str(folder), "prompts": len(wanted), "unknown_words": unknown, "seconds": pipeline.timer.seconds}
+            {"folder": str(folder), "prompts": len(wanted), "unknown_words": unknown, "seconds": monitor.seconds}
         )
     else:
         click.echo(f"{folder}: {len(wanted)} prompts and the empty one")

@@ -118,8 +118,8 @@ def generate(
         "video": video, "strength": strength,
     }  # fmt: skip
     request = replace(remake.request if remake else Request(""), **{k: v for k, v in asked.items() if v is not None})
-    settings = pipeline.settings(request)  # what is refused is refused before anything is said or done
-    if remake and frames is None and size is None and not remake.is_of(settings):
+    resolved = pipeline.resolve(request)  # what is refused is refused before anything is said or done
+    if remake and frames is None and size is None and not remake.is_of(resolved):
         if image is None and video is None:
             raise BadInput(
                 f"the image or video is another than {like} was made from (its pixels at the clip's size differ); "
@@ -136,10 +136,11 @@ def generate(
     unknown = pipeline.tokenizer.unknown_words(f"{request.prompt}\n{request.negative_prompt}")
     say_unknown(unknown, quiet or as_json)
     with Progress(shown(quiet)) as progress:
-        clip = pipeline.generate(request, progress, latents)
-    with pipeline.timer("write"):
-        clip.save(output)
-    seconds = {stage: round(pipeline.timer.seconds.get(stage, 0.0), 4) for stage in STAGES}
+        clip = pipeline.generate(resolved, progress, latents)
+    writing = time.monotonic()
+    clip.save(output)
+    taken = {**clip.seconds, "write": time.monotonic() - writing}
+    seconds = {stage: round(taken.get(stage, 0.0), 4) for stage in STAGES}
     seconds["total"] = round(time.monotonic() - began, 4)
     if as_json:
         count, rows, columns, _ = clip.frames.shape

@@ -38,6 +38,7 @@ class Session(ABC):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    batch: int | None = None  # how many rows one run takes; None: as many as are fed
 
     @abstractmethod
     def run(self, feeds: Values) -> dict[str, Array]:

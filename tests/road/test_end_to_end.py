@@ -70,6 +70,6 @@ def test_fp32_bundle_renders_what_diffusers_renders(task: str, engine: str, demo
     request = Request(
         SCENE.caption, image if task == "i2v" else None, steps=STEPS, latents=noise, image_noise=image_noise, seed=0
     )
-    latents = pipeline.sample(request, pipeline.settings(request))
+    latents = pipeline.sample(request)
     assert relative_l2(latents, wanted_latents) <= LATENTS_TOLERANCE
     assert psnr(pipeline.decode(latents), wanted_frames) >= FRAMES_FLOOR

@@ -73,5 +73,5 @@ def test_networks_are_given_up_after_use(demo_bundle: BundleMaker) -> None:
     kept, given_up = (Pipeline(bundle, EngineOptions("onnxruntime"), keep=keep) for keep in (True, False))
     request = Request(PROMPT, seed=1, steps=1)
     assert np.array_equal(kept.generate(request).frames, given_up.generate(request).frames)
-    assert {"text_encoder", "transformer", "vae_decoder"} <= kept._loaded.keys()
-    assert given_up._loaded.keys() == {"vae_decoder"}
+    assert {"text_encoder", "transformer", "vae_decoder"} <= kept.loaded
+    assert given_up.loaded == {"vae_decoder"}

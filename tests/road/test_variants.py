@@ -116,7 +116,7 @@ def test_video_to_video_is_diffusers(case: Case, made: Any) -> None:
         seed=0, latents=noise, image_noise=np.ascontiguousarray(posterior), step_noise=tuple(steps),
     )  # fmt: skip
     ours = Pipeline(bundle, EngineOptions("onnxruntime"))
-    assert relative_l2(ours.sample(request, ours.settings(request)), wanted) <= TOLERANCE
+    assert relative_l2(ours.sample(request), wanted) <= TOLERANCE
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

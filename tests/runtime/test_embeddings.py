@@ -34,7 +34,7 @@ def test_embeddings_are_kept_and_used(
     first = Pipeline(bundle, embeddings=tmp_path).generate(Request(PROMPT, seed=1))
     assert len(list(tmp_path.glob("*.npy"))) == 2  # the prompt's and the empty one's
     later = Pipeline(bundle, embeddings=tmp_path)
-    later._loaded["text_encoder"] = NoEncoder()
+    later._networks._loaded["text_encoder"] = NoEncoder()
     assert later.generate(Request(PROMPT, seed=1)).sha256 == first.sha256 == plain.sha256
     with pytest.raises(AssertionError, match="was run"):
         later.generate(Request("a blue circle", seed=1))
@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_filled_is_refused_before_the_encoder_is_loaded(
         pipeline = Pipeline(bundle, embeddings=folder)
         with pytest.raises(BadInput):
             pipeline.encode_prompt(PROMPT)
-        assert not pipeline._loaded
+        assert not pipeline.loaded
 
 
 def test_a_folder_that_has_them_all_may_be_read_only(

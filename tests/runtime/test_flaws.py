@@ -45,7 +45,7 @@ def test_the_command_ends_with_1_and_the_clip_is_there(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = Pipeline.decode_saved
+    real = Pipeline._clip
 
     def decoded(self: Pipeline, *given: object) -> Clip:
         clip = real(self, *given)  # type: ignore[arg-type]
@@ -53,7 +53,7 @@ def test_the_command_ends_with_1_and_the_clip_is_there(
         made = {"black": np.zeros_like(moving), "frozen": np.repeat(moving[:1], len(moving), 0)}
         return replace(clip, frames=made.get(flaw or "", moving))
 
-    monkeypatch.setattr(Pipeline, "decode_saved", decoded)
+    monkeypatch.setattr(Pipeline, "_clip", decoded)
     command = (
         "generate",
         tiny_bundle("t2v").path,

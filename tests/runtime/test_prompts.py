@@ -38,17 +38,17 @@ def t2v(tiny_bundle: TinyBundleMaker) -> Pipeline:
 )
 def test_prompts_that_cannot_be_read(prompt: str, said: str, t2v: Pipeline) -> None:
     with pytest.raises(BadInput, match=said):
-        t2v.settings(Request(prompt))
+        t2v.resolve(Request(prompt))
     if "nothing" not in said and "empty" not in said:
         with pytest.raises(BadInput, match=said.replace("prompt", "negative prompt")):
-            t2v.settings(Request(PROMPT, negative_prompt=prompt))
+            t2v.resolve(Request(PROMPT, negative_prompt=prompt))
 
 
 def test_a_mark_that_is_only_in_the_vocabulary(t2v: Pipeline) -> None:
     """T5's rules also make one of what only looks like it: what counts is the id that the encoder gets."""
     for mark in ("</s>", "<pad>"):
         with pytest.raises(BadInput, match=f"the prompt holds {mark}, a mark"):
-            t2v.settings(Request(f"a red {mark} circle"))
+            t2v.resolve(Request(f"a red {mark} circle"))
 
 
 def test_a_mark_in_other_characters(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.engines.session import Array, Session, Value, Values
+from reelquant.runtime.engines.session import Array, Feeds, Session, Value, Values
 from reelquant.runtime.engines.tensorrt.device import NUMPY, Device, DeviceArray, LoadedEngine, Shape
 from reelquant.runtime.errors import BadInput
 
@@ -43,12 +43,30 @@ class EngineFile:
         return ", ".join(f"{name} {list(most)}" for name, (_, most) in sorted(self.inputs.items()))
 
 
+class BoundArray:
+    """A host array that is fed many times: it is copied to the device once, by the engine that first reads it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, str(array.dtype)
+        self._copies: dict[str, DeviceArray] = {}
+
+    def on(self, device: Device, dtype: str) -> DeviceArray:
+        """The copy in TensorRT's ``dtype``."""
+        if dtype not in self._copies:
+            self._copies[dtype] = copy = DeviceArray(device.cuda, self.shape, dtype)
+            array: Array = np.ascontiguousarray(self.array, NUMPY[dtype])
+            device.cuda.to_device(copy.address, array, device.stream)
+            device.cuda.synchronize(device.stream)  # until then the array must stay as it is
+        return self._copies[dtype]
+
+
 class TensorRtSession(Session):
     """A graph's engines as one session.
 
-    Engines are built for a batch of one: a larger batch is run row by row. What is kept is a :class:`DeviceArray`, to be fed
-    again; given a place in ``into``, it changes places with it.
+    What is kept is a :class:`DeviceArray`, to be fed again; given a place in ``into``, it changes places with it.
     """
+
+    batch = 1  # what every engine is built for (shapes.py)
 
     def __init__(self, device: Device, files: Sequence[EngineFile]) -> None:
         self._device, self._files = device, files
@@ -63,41 +81,20 @@ class TensorRtSession(Session):
             BadInput: no engine was built for these shapes.
             EngineError: CUDA or TensorRT gave up.
         """
-        given = {name: feeds[name] for name in self.inputs}
-        rows = self._rows(given)
-        if rows is None:
-            return self._runner_for(given).run(given, _nothing, {})[0]
-        results = [self._runner_for(row).run(row, _nothing, {})[0] for row in rows]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        return self.run_keeping(feeds, lambda name: False)[0]
 
     def run_keeping(
         self, feeds: Values, keep: Callable[[str], bool], into: Values = MappingProxyType({})
     ) -> tuple[dict[str, Array], dict[str, Value]]:
-        """As a session's ``run_keeping``, of a batch that an engine was built for."""
+        """As a session's ``run_keeping``; raises as :meth:`run`."""
         given = {name: feeds[name] for name in self.inputs}
         if not any(file.takes(_shapes(given)) for file in self._files):
             raise BadInput(_unbuilt(given, self._files))
         return self._runner_for(given).run(given, keep, into)
 
-    def _rows(self, given: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """One dict of feeds per row of a batch, or None where the batch is what the engine takes."""
-        if any(file.takes(_shapes(given)) for file in self._files):
-            return None
-        for file in self._files:
-            batched = {
-                name: value.shape[0]
-                for name, value in given.items()
-                if value.shape and value.shape[0] > 1 and file.inputs[name][1][0] == 1
-            }
-            if len(set(batched.values())) != 1:
-                continue
-            rows = [
-                {name: value[i : i + 1] if name in batched else value for name, value in given.items()}
-                for i in range(next(iter(batched.values())))
-            ]
-            if file.takes(_shapes(rows[0])):
-                return rows
-        raise BadInput(_unbuilt(given, self._files))
+    def put(self, feeds: Feeds) -> Values:
+        """Each goes to the device when an engine first reads it: which one that is depends on the shapes of all inputs."""
+        return {name: BoundArray(value) for name, value in feeds.items() if name in self.inputs}
 
     def _runner_for(self, given: Mapping[str, Any]) -> _Runner:
         shapes = _shapes(given)
@@ -131,6 +128,8 @@ class _Runner:
             self._forget_graphs()
         addresses, held = {}, []
         for name, value in given.items():
+            if isinstance(value, BoundArray):
+                value = value.on(self._device, self._engine.tensors[name].dtype)
             if isinstance(value, DeviceArray):
                 addresses[name] = value.address
                 continue
@@ -197,10 +196,6 @@ class _Runner:
             if graph is not None:
                 self._device.cuda.free_graph(graph)
         self._recorded.clear()
-
-
-def _nothing(name: str) -> bool:
-    return False
 
 
 def _shapes(given: Mapping[str, Any]) -> dict[str, Shape]:

@@ -25,10 +25,11 @@ _ALIGNMENT = 256
 
 @dataclass
 class ReplayCuda:
-    """The port. ``copies`` are the bytes of every copy to the host, ``launches`` counts recorded graphs' runs."""
+    """The port. ``copies`` are the bytes of every copy to the host, ``uploads`` of every one to the device, ``launches`` counts recorded graphs' runs."""
 
     blocks: dict[int, Array] = field(default_factory=dict)
     copies: list[int] = field(default_factory=list)
+    uploads: list[int] = field(default_factory=list)
     launches: int = 0
     largest: int = 0
     _recording: list[Callable[[], None]] | None = None
@@ -66,6 +67,7 @@ class ReplayCuda:
     def to_device(self, address: int, array: Array, stream: int) -> None:
         assert array.flags.c_contiguous and self._recording is None
         self.view(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+        self.uploads.append(array.nbytes)
 
     def to_host(self, array: Array, address: int, stream: int) -> None:
         assert array.flags.c_contiguous and self._recording is None

@@ -51,4 +51,4 @@ def test_a_clip_is_the_cpus(task: str, precision: str, flavor: Flavor, rtx_bundl
 
 def _latents(bundle: Bundle, engine: str, request: Request) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
     pipeline = Pipeline(bundle, EngineOptions(engine))
-    return pipeline.sample(request, pipeline.settings(request))
+    return pipeline.sample(request)

@@ -95,9 +95,21 @@ def test_a_streams_caches_stay_on_the_device(replay: Replay) -> None:
 def test_guidance_runs_row_by_row_and_steps_are_replayed_from_a_graph(replay: Replay) -> None:
     pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
     request = request_of(replay.bundle, steps=4)
-    pipeline.sample(request, pipeline.settings(request))
-    # Eight rows: the first is run, the second recorded, and all from then on launched.
-    assert replay.cuda.launches >= 7
+    pipeline.sample(request)
+    # Of each row the first of four steps is run, the second recorded, and all from then on launched; and so of two texts.
+    assert replay.cuda.launches == 2 * 3 + 1
+
+
+def test_what_no_step_changes_goes_to_the_device_once(replay: Replay) -> None:
+    """Four steps upload no more of a clip's constants than one does, and each step only latents and timesteps."""
+    pipeline, uploaded = Pipeline(replay.bundle, EngineOptions(RTX)), []
+    for steps in (1, 4):
+        request = request_of(replay.bundle, steps=steps)
+        pipeline.encode_prompt(request.prompt)
+        before = sum(replay.cuda.uploads)
+        latents = pipeline.sample(request)
+        uploaded.append(sum(replay.cuda.uploads) - before)
+    assert uploaded[1] - uploaded[0] == 3 * 2 * (latents.nbytes + 8)
 
 
 def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:
@@ -106,7 +118,7 @@ def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:
         request_of(replay.bundle).prompt, request_of(replay.bundle).image, seed=1, steps=1, height=64, width=64
     )
     with pytest.raises(BadInput, match="no engine was built for this size .* reelquant build BUNDLE --clip"):
-        pipeline.sample(request, pipeline.settings(request))
+        pipeline.sample(request)
 
 
 @pytest.mark.parametrize(

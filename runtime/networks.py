@@ -1,0 +1,81 @@
+"""A bundle's networks as a pipeline holds them: opened when first used, and kept or given up after use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.engine import Engine
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.session import Session
+from reelquant.runtime.monitor import Monitor
+from reelquant.runtime.vae import VaeDecoder, VaeEncoder
+
+T = TypeVar("T")
+
+
+class Networks:
+    """With ``keep`` they stay for the next clip, else memory holds one at a time. The VAE's graphs are loaded for each use:
+    their memory is needed elsewhere in between.
+
+    ``transformer`` is a session in the place of the bundle's own.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        options: EngineOptions,
+        tiled: bool = False,
+        keep: bool = True,
+        transformer: Session | None = None,
+    ) -> None:
+        self._bundle, self._engine, self._options, self._tiled, self._keep = bundle, engine, options, tiled, keep
+        self._given = transformer
+        self._loaded: dict[str, object] = {}
+
+    @property
+    def loaded(self) -> frozenset[str]:
+        """The names of those in memory."""
+        return frozenset(self._loaded)
+
+    def text_encoder(self, monitor: Monitor) -> Session:
+        return self._load("text_encoder", monitor, lambda: self._session("text_encoder"))
+
+    def transformer(self, monitor: Monitor) -> Session:
+        if self._given is not None:
+            return self._given
+        return self._load("transformer", monitor, lambda: self._session("transformer"))
+
+    def vae_encoder(self, monitor: Monitor) -> VaeEncoder:
+        return self._load("vae_encoder", monitor, lambda: VaeEncoder(self._bundle, self._options, self._tiled))
+
+    def vae_decoder(self, monitor: Monitor) -> VaeDecoder:
+        return self._load("vae_decoder", monitor, lambda: VaeDecoder(self._bundle, self._options, self._tiled))
+
+    def check_decoder(self, monitor: Monitor) -> None:
+        """See that the decoder's files are whole: it is opened last, and after hours is late to find them damaged.
+
+        Raises:
+            BundleError: a file was changed.
+        """
+        if "vae_decoder" not in self._loaded:
+            with monitor.loading():
+                self._bundle.check_hashes(lambda name: name.startswith("vae_decoder/"))
+
+    def done_with(self, *names: str) -> None:
+        """Give networks up, unless they are kept."""
+        if not self._keep:
+            for name in names:
+                self._loaded.pop(name, None)
+
+    def _session(self, component: str) -> Session:
+        return self._engine.open_component(self._bundle, component, self._options, "main")["main"]
+
+    def _load(self, name: str, monitor: Monitor, load: Callable[[], T]) -> T:
+        if name not in self._loaded:
+            with monitor.loading():
+                self._loaded[name] = load()
+        loaded: T = self._loaded[name]  # type: ignore[assignment]
+        return loaded
