@@ -24,7 +24,7 @@ import onnx_ir as ir
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS, Variant
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.graphs import SAMPLES, transformer_inputs
+from reelquant.export.models.cogvideox.graphs import SAMPLES, transformer_inputs
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.quant.blockwise import blockwise
 from reelquant.quant.calibrate import Recorder, observed_transformer

@@ -46,8 +46,8 @@ def plain(checkpoint: Path, out: Path, stored: bool = False) -> None:
     import torch
     from diffusers import CogVideoXTransformer3DModel
 
-    from reelquant.export.graphs import SAMPLES, transformer_inputs
-    from reelquant.export.modules import Transformer
+    from reelquant.export.models.cogvideox.graphs import SAMPLES, transformer_inputs
+    from reelquant.export.models.cogvideox.modules import Transformer
     from reelquant.export.weights import open_weights
 
     dtypes = {"F16": torch.float16, "BF16": torch.bfloat16}

@@ -17,16 +17,16 @@ from reelquant.quant.timing import step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 
 
 def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: bool) -> list[int]:
     """The peak in bytes; for the VAE's decoder one after each chunk."""
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    shape = size.latent_shape(manifest.geometry)
+    shape = manifest.geometry.latent_shape(size)
     rng = np.random.default_rng(0)
     if component == "text_encoder":
         Pipeline(bundle, EngineOptions(engine)).encode_prompt("snow")

@@ -28,7 +28,7 @@ from benchmarks.engines import fp32_bundle
 from benchmarks.peers import PEERS, PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, pipeline_renderer, psnr, tasks
-from reelquant.export.graphs import SAMPLES, transformer_inputs
+from reelquant.export.models.cogvideox.graphs import SAMPLES, transformer_inputs
 from reelquant.quant.calibrate import Recorder, observed_transformer
 from reelquant.quant.calibration_data import CalibrationData
 from reelquant.quant.calibration_plan import CalibrationPlan

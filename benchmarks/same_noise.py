@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from reelquant.runtime.models.cogvideox.geometry import Geometry
 from reelquant.runtime.request import Request
-from reelquant.runtime.sizes import Geometry, Size
+from reelquant.runtime.sizes import Size
 
 Floats = NDArray[np.float32]
 _SEED = 5
@@ -36,8 +37,7 @@ class Sampling:
 
     def noise(self) -> Floats:
         """What the first latents are, float32 [latent_frames, channels, h, w], padded to whole patches of frames."""
-        frames, *rest = self.size.latent_shape(self.geometry)
-        shape = (frames + -frames % self.geometry.patch_t, *rest)
+        shape = self.geometry.sampled_shape(self.size)
         return np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
 
     def request(self) -> Request:

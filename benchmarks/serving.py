@@ -75,7 +75,7 @@ class Diffusers:
         with self._timed(seconds, "denoise"):
             embeds = {"prompt_embeds": text, "negative_prompt_embeds": negative}
             latents = self._pipe(**embeds, **self._sampling.arguments(self._dtype)).frames
-        frames = self._sampling.size.latent_shape(self._sampling.geometry)[0]
+        frames = self._sampling.geometry.latent_shape(self._sampling.size)[0]
         kept = latents[:, -frames:]
         with self._timed(seconds, "decode"):
             self._pipe.decode_latents(kept)

@@ -22,7 +22,7 @@ def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:
     if (path / "manifest.json").is_file():
         from reelquant.runtime.bundle import Bundle
         from reelquant.runtime.engines.options import EngineOptions
-        from reelquant.runtime.vae import VaeDecoder, VaeEncoder
+        from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 
         bundle = Bundle.open(path)
         encoder, decoder = VaeEncoder(bundle, EngineOptions(engine)), VaeDecoder(bundle, EngineOptions(engine))

@@ -20,8 +20,9 @@ from reelquant.export.network import Network, fake_mode
 from reelquant.export.weights import Finite, check_fit, open_weights
 from reelquant.runtime.bundle import hash_file
 from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
-from reelquant.runtime.schedulers import scheduler_from_config
-from reelquant.runtime.sizes import Geometry
+from reelquant.runtime.models.cogvideox.family import CogVideoX
+from reelquant.runtime.models.cogvideox.geometry import Geometry
+from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _AGAIN = "download the checkpoint again"
@@ -106,21 +107,18 @@ class Checkpoint:
         return task
 
     @cached_property
+    def model(self) -> CogVideoX:
+        """The model as the runtime sees it."""
+        return CogVideoX.of_configs(self.config("transformer"), self.config("vae"), self.config("scheduler"))
+
+    @property
     def geometry(self) -> Geometry:
-        transformer, vae = self.config("transformer"), self.config("vae")
-        return Geometry(
-            spatial=2 ** (len(vae["block_out_channels"]) - 1),
-            temporal=int(vae["temporal_compression_ratio"]),
-            patch=transformer["patch_size"],
-            patch_t=transformer.get("patch_size_t") or 1,
-            latent_channels=vae["latent_channels"],
-            max_frames=max(161 if transformer.get("patch_size_t") else 49, transformer["sample_frames"]),
-        )
+        return self.model.geometry
 
     @property
     def text_tokens(self) -> int:
         """How many tokens of text the transformer reads, padding included."""
-        return int(self.config("transformer")["max_text_seq_length"])
+        return self.model.text_tokens
 
     @cached_property
     def stored_dtype(self) -> str:
@@ -182,17 +180,15 @@ class Checkpoint:
         Raises:
             BadInput: the config names a larger size, which is a bound of its positions and no size to render at.
         """
-        config, geometry = self.config("transformer"), self.geometry
-        height, width = int(config["sample_height"]), int(config["sample_width"])
-        most = _TRAINED[geometry.patch_t > 1]
-        if height * width > most[0] * most[1]:
-            trained = "x".join(str(side * geometry.spatial) for side in most)
+        said, cell = self.model.trained_size, self.geometry.spatial
+        most = [side * cell for side in _TRAINED[self.geometry.patch_t > 1]]
+        if said.height * said.width > most[0] * most[1]:
             raise BadInput(
-                f"{self.path}/transformer/config.json has sample_height {height} and sample_width {width}, so clips of "
-                f"{height * geometry.spatial}x{width * geometry.spatial}: more than such models are trained at; say which size "
-                f"clips shall have by default, usually --size {trained}"
+                f"{self.path}/transformer/config.json has sample_height {said.height // cell} and sample_width "
+                f"{said.width // cell}, so clips of {said.height}x{said.width}: more than such models are trained at; say "
+                f"which size clips shall have by default, usually --size {most[0]}x{most[1]}"
             )
-        return height * geometry.spatial, width * geometry.spatial
+        return said.height, said.width
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every file that an export reads, by relative name."""

@@ -127,7 +127,7 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
         )
     defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     size = Size(defaults.frames, defaults.height, defaults.width)
-    calibration = plan.calibration.wanted_size(defaults, checkpoint.geometry)
+    calibration = plan.calibration.wanted_size(defaults, checkpoint.model)
     choices = Choices(size, plan.precision, plan.text_weights, plan.engine, plan.spec.tiled, calibration)
     needs = make_plan(checkpoint, defaults, choices)
     if as_json:

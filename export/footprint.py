@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from reelquant.export.checkpoint import build_network
-from reelquant.export.graphs import DECODER_CHUNKS, ENCODER_CHUNKS, Sample, transformer_inputs
-from reelquant.export.modules import (
+from reelquant.export.models.cogvideox.graphs import DECODER_CHUNKS, ENCODER_CHUNKS, Sample, transformer_inputs
+from reelquant.export.models.cogvideox.modules import (
     RotaryAttention,
     TextEncoder,
     Transformer,

@@ -22,7 +22,6 @@ from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.tiles import tilings
 
 
 @dataclass(frozen=True)
@@ -64,20 +63,19 @@ def component_needs(
     memory = engine_memory(engine)
     configs = {name: checkpoint.config(name) for name in ("transformer", "text_encoder", "vae")}
     stored = {name: open_weights(checkpoint.path / name) for name in configs}
-    frames, *rest = size.latent_shape(checkpoint.geometry)
-    shape = (frames + -frames % checkpoint.geometry.patch_t, *rest)
+    shape = checkpoint.geometry.sampled_shape(size)
 
     text = text_footprint(configs["text_encoder"], checkpoint.text_tokens)
     step = transformer_footprint(configs["transformer"], checkpoint.text_tokens, shape, batch)
     height, width, tiles = size.height, size.width, 1
     if tiled:
-        rows, columns = tilings(configs["vae"], checkpoint.geometry.spatial)
+        rows, columns = checkpoint.model.tilings()
         tiles = math.ceil(shape[2] / rows.stride) * math.ceil(shape[3] / columns.stride)
         height, width = (
             min(side, axis.tile * checkpoint.geometry.spatial) for side, axis in ((height, rows), (width, columns))
         )
     decoder = vae_footprint(configs["vae"], "decoder", height, width)
-    later = (frames - 3) // 2
+    later = (checkpoint.geometry.latent_frames(size) - 3) // 2
 
     def need(weights: Mapping[str, Stored], disk: int, held: MemoryModel, footprint: Footprint, flops: float) -> Need:
         parameters = sum(math.prod(value.shape) for value in weights.values())
@@ -119,8 +117,7 @@ def component_needs(
 
 def calibration_bytes(checkpoint: Checkpoint, size: Size) -> int:
     """Memory that calibrating on clips of ``size`` takes at least: the transformer in float32, half a block at a time."""
-    config, frames, *rest = checkpoint.config("transformer"), *size.latent_shape(checkpoint.geometry)
-    shape = (frames + -frames % checkpoint.geometry.patch_t, *rest)
+    config, shape = checkpoint.config("transformer"), checkpoint.geometry.sampled_shape(size)
     step = transformer_footprint(config, checkpoint.text_tokens, shape, 2)
     memory = engine_memory(CalibrationPlan.engine)
     _, activations = memory.high.memory(0, step.live, step.scores)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.export.graphs import Graph
+from reelquant.export.models.cogvideox.graphs import Graph
 from reelquant.export.trace import GraphSpec, Inputs, call
 from reelquant.export.weights import Rounded
 from reelquant.quant.blockwise import blockwise

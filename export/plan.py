@@ -22,8 +22,7 @@ from reelquant.quant.recipe import Recipe
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
-from reelquant.runtime.positions import has_positions
-from reelquant.runtime.sizes import Size, smaller_sizes
+from reelquant.runtime.sizes import Size
 
 TRACER = 800 << 20  # bytes: Python, torch and a full-depth graph without weights
 
@@ -97,8 +96,8 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
     traced = bundle_bytes(checkpoint, None, choices.text_weights)
     return Plan(
         choices=choices,
-        latent_shape=size.latent_shape(geometry),
-        video_tokens=size.video_tokens(geometry),
+        latent_shape=geometry.latent_shape(size),
+        video_tokens=geometry.video_tokens(size),
         text_tokens=checkpoint.text_tokens,
         components=needs,
         memory=engine_memory(choices.engine).process + max(need.memory for need in needs.values()),
@@ -177,7 +176,7 @@ def _ways(choices: Choices, checkpoint: Checkpoint) -> Iterator[Choices]:
     if choices.precision == "fp32":
         choices = replace(choices, precision="int8")
         yield choices
-    for size in _smaller_sizes(checkpoint, choices.size):
+    for size in checkpoint.model.smaller(choices.size):
         yield replace(choices, size=size)
 
 
@@ -186,12 +185,5 @@ def _calibration_that_fits(checkpoint: Checkpoint, choices: Choices, memory: int
     wanted = choices.calibration or choices.size
     if memory is None:
         return wanted
-    sizes = [wanted, *_smaller_sizes(checkpoint, wanted)]
+    sizes = [wanted, *checkpoint.model.smaller(wanted)]
     return next((size for size in sizes if calibration_bytes(checkpoint, size) <= memory), wanted)
-
-
-def _smaller_sizes(checkpoint: Checkpoint, size: Size) -> Iterator[Size]:
-    config, geometry = checkpoint.config("transformer"), checkpoint.geometry
-    for smaller in smaller_sizes(size, geometry):
-        if has_positions(config, *smaller.latent_shape(geometry)[2:]):
-            yield smaller

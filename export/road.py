@@ -22,9 +22,9 @@ from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.manifest import BASES
-from reelquant.runtime.positions import check_positions
+from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sizes import Size, checked
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.tokenizer import Tokenizer
 
 
@@ -105,8 +105,7 @@ def export_checkpoint(
         data.first(prompts)
         if checkpoint.task == "i2v":
             data.images_for(prompts)
-        config = checkpoint.config("transformer")
-        plan.calibration.clip_size(defaults, checkpoint.geometry, config, checkpoint.text_tokens)
+        plan.calibration.clip_size(defaults, checkpoint.model)
         tokenizer = Tokenizer.of(checkpoint.tokenizer, checkpoint.text_tokens, source)
         data.check_tokens(prompts, tokenizer)
         tried = data.last(Trial.prompts, checkpoint.task)
@@ -143,10 +142,9 @@ def _check_build(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None
     Raises:
         BadInput: the engine cannot compute in these formats or build for these GPUs, or a clip cannot be made.
     """
-    geometry = checkpoint.geometry
     get_engine(plan.engine).check_build(plan.spec, {base, *(recipe.formats if recipe else ())})
     for clip in plan.spec.sizes:
-        check_positions(checkpoint.config("transformer"), *checked(clip, geometry).latent_shape(geometry)[2:])
+        checkpoint.model.checked(clip)
 
 
 def _built(bundle: Bundle, plan: ExportPlan, progress: Progress) -> Bundle:
@@ -189,7 +187,7 @@ def _calibrated(
     progress: Progress,
 ) -> Ranges:
     manifest = fp32.manifest
-    size = plan.wanted_size(manifest.defaults, manifest.geometry)
+    size = plan.wanted_size(manifest.defaults, model_of(manifest))
     try:
         ranges = Ranges.load(path)
         made = ranges.provenance

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from reelquant.export.modules import plain_convolutions
+from reelquant.export.models.cogvideox.modules import plain_convolutions
 from reelquant.export.network import Network
 from reelquant.export.weights import Weight
 

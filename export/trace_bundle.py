@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from reelquant.export.caches import check_in_place
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.graphs import COMPONENTS, Graph, component_graphs
+from reelquant.export.models.cogvideox.graphs import COMPONENTS, Graph, component_graphs
 from reelquant.export.parity import check_parity, rounding_error
 from reelquant.export.passes.attach_weights import attach_weights, fold_transposed_weights
 from reelquant.export.passes.early_caches import compute_caches_early
@@ -30,9 +30,9 @@ from reelquant.runtime.atomic import npy_bytes, partial_folder
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
 from reelquant.runtime.manifest import Component, Defaults, Manifest
 from reelquant.runtime.memory import give_back_at_once
-from reelquant.runtime.positions import LEARNED, check_positions
+from reelquant.runtime.models.cogvideox.positions import LEARNED
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sizes import Size, checked
+from reelquant.runtime.sizes import Size
 
 _VAE_KEYS = ("scaling_factor", "invert_scale_latents", "sample_height", "sample_width")
 _PREFIX = {"text_encoder": "encoder", "transformer": "transformer", "vae_encoder": "network", "vae_decoder": "network"}
@@ -111,11 +111,10 @@ def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames
     Raises:
         BadInput: a size that the model cannot make.
     """
-    config, geometry = checkpoint.config("transformer"), checkpoint.geometry
+    model = checkpoint.model
     height, width = size or checkpoint.trained_size
-    chosen = checked(Size(config["sample_frames"] if frames is None else frames, height, width), geometry)
-    check_positions(config, *chosen.latent_shape(geometry)[2:])
-    return Defaults(**asdict(chosen), fps=16 if geometry.patch_t > 1 else 8)  # as their authors' examples save them
+    chosen = model.checked(Size(model.trained_size.frames if frames is None else frames, height, width))
+    return Defaults(**asdict(chosen), fps=model.fps)
 
 
 def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weights: str = "fp32") -> Component:
@@ -185,6 +184,6 @@ def _store_weights(graph: Graph, model: ir.Model, storage: str) -> dict[str, Any
 
 def _write_learned_positions(checkpoint: Checkpoint, folder: Path) -> None:
     """CogVideoX-5b-I2V's positions, float32 [text_tokens + video_tokens, width], which the runtime maps into memory."""
-    if checkpoint.config("transformer").get("use_learned_positional_embeddings"):
+    if checkpoint.model.has_learned_positions:
         stored = open_weights(checkpoint.path / "transformer")["patch_embed.pos_embedding"]
         (folder / LEARNED).write_bytes(npy_bytes(stored.read()[0]))

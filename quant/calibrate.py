@@ -28,6 +28,7 @@ from reelquant.runtime.bundle import TOKENIZER, Bundle
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.session import Array, Feeds
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     if manifest.defaults.guidance <= 1:
         raise BadInput(f"{bundle.path} has guidance off, so it has no unconditional half to calibrate")
     data.first(plan.prompts)
-    size = plan.clip_size(manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
+    size = plan.clip_size(manifest.defaults, model_of(manifest))
     requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
     data.check_tokens(plan.prompts, Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens))
     recorder = Recorder()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from reelquant.runtime.engines.registry import get_engine, onnx_engines
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.manifest import Defaults
 from reelquant.runtime.memory import available_memory
-from reelquant.runtime.positions import check_positions, has_positions
-from reelquant.runtime.sizes import Geometry, Size, checked, smaller_sizes
+from reelquant.runtime.models.cogvideox.family import CogVideoX
+from reelquant.runtime.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -30,25 +28,22 @@ class CalibrationPlan:
     size: tuple[int, int] | None = None
     frames: int | None = None
 
-    def wanted_size(self, defaults: Defaults, geometry: Geometry) -> Size:
+    def wanted_size(self, defaults: Defaults, model: CogVideoX) -> Size:
         """The size of the clips, whether or not they can be made here.
 
         Raises:
-            BadInput: no model of this geometry can make it.
+            BadInput: the model cannot make it.
         """
         height, width = self.size or (defaults.height, defaults.width)
-        return checked(Size(defaults.frames if self.frames is None else self.frames, height, width), geometry)
+        return model.geometry.checked(Size(defaults.frames if self.frames is None else self.frames, height, width))
 
-    def clip_size(
-        self, defaults: Defaults, geometry: Geometry, transformer: Mapping[str, Any], text_tokens: int
-    ) -> Size:
-        """The size of the clips, for a model with these defaults and this transformer config.
+    def clip_size(self, defaults: Defaults, model: CogVideoX) -> Size:
+        """The size of the clips.
 
         Raises:
             BadInput: the model cannot make it, or this machine's memory cannot hold its attention.
         """
-        size = self.wanted_size(defaults, geometry)
-        check_positions(transformer, *size.latent_shape(geometry)[2:])
+        size = model.checked(self.wanted_size(defaults, model))
         engine = get_engine(self.engine)
         if not engine.runs_onnx:
             able = ", ".join(onnx_engines())
@@ -56,16 +51,15 @@ class CalibrationPlan:
         held = engine.memory.high.scores if engine.memory else 0.0
 
         def attention(clip: Size) -> float:
-            tokens = text_tokens + clip.video_tokens(geometry)
-            return held * 4 * 2 * int(transformer["num_attention_heads"]) * tokens**2
+            return held * 4 * 2 * model.heads * model.attention_tokens(clip) ** 2
 
         available = available_memory()
         if available is None or attention(size) <= available:
             return size
         fits = (
             f"; what fits: --calibration-size {clip.height}x{clip.width} --calibration-frames {clip.frames}"
-            for clip in smaller_sizes(size, geometry)
-            if attention(clip) <= available / 2 and has_positions(transformer, *clip.latent_shape(geometry)[2:])
+            for clip in model.smaller(size)
+            if attention(clip) <= available / 2
         )
         raise BadInput(
             f"to calibrate on {size.frames} frames of {size.height}x{size.width}, {self.engine} holds "

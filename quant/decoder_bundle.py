@@ -27,11 +27,11 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
+from reelquant.runtime.models.cogvideox.vae import VaeDecoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.vae import VaeDecoder
 
 DECODER, PASS = "vae_decoder", "quantize_convolutions"
 # Frames further than this from fp32's are refused, dB. The demo's are 48 dB away.

@@ -10,6 +10,7 @@ from reelquant.quant.passes.rotate import rotate
 from reelquant.quant.quantize import QUANTIZED, check_sources, write_component
 from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.models import model_of
 
 
 def rotate_bundle(bundle: Bundle, out: Path, replace: bool = False) -> Bundle:
@@ -23,7 +24,7 @@ def rotate_bundle(bundle: Bundle, out: Path, replace: bool = False) -> Bundle:
     bundle.check_hashes()
     manifest = bundle.manifest
     model = load_mapped(bundle.graph(QUANTIZED, "main"))
-    count = rotate(model, int(manifest.transformer["attention_head_dim"]))
+    count = rotate(model, model_of(manifest).head_dim)
     with partial_folder(out, replace) as folder:
         bundle.copy_files(folder, lambda name: not name.startswith((f"{QUANTIZED}/", "engines/")))
         passes = {"main": {"rotate": {"attentions": count}}}

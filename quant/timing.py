@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.conditioning import fixed_inputs
 from reelquant.runtime.engines.session import Feeds, Session
+from reelquant.runtime.models import model_of
 from reelquant.runtime.sizes import Size
 
 _WARM = 2  # the first runs compile, and some engines take memory in their second
@@ -22,15 +22,16 @@ def step_feeds(bundle: Bundle, size: Size | None = None) -> Feeds:
     """
     manifest, defaults = bundle.manifest, bundle.manifest.defaults
     size = size or Size(defaults.frames, defaults.height, defaults.width)
-    shape = size.sampled_shape(manifest.geometry)
+    model = model_of(manifest)
+    shape = model.geometry.sampled_shape(size)
     rng = np.random.default_rng(0)
-    text = (2, manifest.text_tokens, manifest.transformer["text_embed_dim"])
+    text = (2, manifest.text_tokens, model.text_width)
     return {
         "latents": rng.standard_normal((2, *shape), dtype=np.float32),
         "image_latents": rng.standard_normal((2, *shape), dtype=np.float32),
         "text": rng.standard_normal(text, dtype=np.float32),
         "timestep": np.array([500, 500]),
-        **fixed_inputs(bundle, shape),
+        **model.constants(bundle, shape),
     }
 
 

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.denoiser import Conditioning
 from reelquant.runtime.images import to_model
+from reelquant.runtime.models import model_of
 from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.networks import Networks
-from reelquant.runtime.positions import LEARNED, position_inputs
 from reelquant.runtime.request import ResolvedRequest
 
 Floats = NDArray[np.float32]
@@ -26,9 +26,9 @@ def condition(
 
     The seed's draws come in one order, whatever of them the request hands in: latents, image or video, steps.
     """
-    manifest, request = bundle.manifest, resolved.request
+    model, request = model_of(bundle.manifest), resolved.request
     scheduler, rng = resolved.scheduler, np.random.default_rng(resolved.seed)
-    shape = resolved.size.sampled_shape(manifest.geometry)
+    shape = model.geometry.sampled_shape(resolved.size)
     latents = _drawn(rng, shape, request.latents)
     image_latents = start = None
     if resolved.image is not None:
@@ -39,7 +39,7 @@ def condition(
             image_latents[:1] = encoder.encode_image(to_model(resolved.image[None]), noise)
             advance()
     if resolved.video is not None:
-        noise = _drawn(rng, resolved.size.latent_shape(manifest.geometry), request.image_noise)
+        noise = _drawn(rng, model.geometry.latent_shape(resolved.size), request.image_noise)
         encoder = networks.vae_encoder(monitor)
         with monitor.stage("encode", 1) as advance:
             start = encoder.encode(to_model(resolved.video), noise)
@@ -49,25 +49,9 @@ def condition(
         # CogVideoX 1.5 takes frames in pairs: what is missing goes before the clip and is cut off again.
         start = np.concatenate([start[: shape[0] - len(start)], start])
         latents = scheduler.add_noise(start, latents, int(run.timesteps[0]))
-    dynamic, fixed = manifest.defaults.dynamic_guidance, fixed_inputs(bundle, shape)
+    guidance = model.guidance(resolved.guidance, bundle.manifest.defaults.dynamic_guidance, len(run.timesteps))
     latents = latents * scheduler.init_noise_sigma
-    return Conditioning(latents, text, resolved.guidance, run, dynamic, image_latents, fixed)
-
-
-def fixed_inputs(bundle: Bundle, shape: Shape) -> dict[str, Floats]:
-    """The transformer's inputs that no step and no prompt changes, for latents of ``shape`` [latent_frames, channels, h, w].
-
-    Raises:
-        BundleError: the file of learned positions was changed.
-    """
-    manifest = bundle.manifest
-    learned = bundle.path / LEARNED if LEARNED in manifest.files else None
-    if learned:
-        bundle.check_hashes(lambda name: name == LEARNED)
-    fixed = position_inputs(manifest.transformer, manifest.text_tokens, shape, learned)
-    if manifest.transformer.get("ofs_embed_dim"):
-        fixed["ofs"] = np.full(1, 2, np.float32)  # the one value that the pipelines give it
-    return fixed
+    return Conditioning(latents, text, guidance, run, image_latents, model.constants(bundle, shape))
 
 
 def _in_turn(arrays: tuple[Floats, ...] | None) -> Callable[[Shape], Floats] | None:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.engines.session import Array, Session
 from reelquant.runtime.errors import AccuracyError
-from reelquant.runtime.guidance import combine, dynamic_scale
-from reelquant.runtime.schedulers import Run
+from reelquant.runtime.models.cogvideox.guidance import combine
+from reelquant.runtime.models.cogvideox.schedulers import Run
 
 Floats = NDArray[np.float32]
 _BATCHED = ("text", "image_latents")  # of what is bound, the inputs with a row for each half of guidance
@@ -24,14 +24,13 @@ class Conditioning:
     ``latents`` are the noise (of a video: the noisy video) float32 [latent_frames, channels, h, w], ``text`` is float32
     [2, text_tokens, text_width], unconditional first, or [1, …] when guidance is off; ``image_latents`` is of the latents'
     shape, for image-to-video; ``fixed`` are the graph's other inputs, the same at every step: positions, and what a
-    variant has besides. ``run`` is the scheduler's way through the steps.
+    variant has besides. ``guidance`` gives the scale at a training timestep, ``run`` is the scheduler's way through the steps.
     """
 
     latents: Floats
     text: Floats
-    guidance: float
+    guidance: Callable[[int], float]
     run: Run
-    dynamic_guidance: bool = False
     image_latents: Floats | None = None
     fixed: Mapping[str, Floats] = field(default_factory=dict)
 
@@ -91,10 +90,7 @@ def denoise(transformer: Session, conditioning: Conditioning, advance: Callable[
         velocity = denoiser.velocity(latents, int(timestep))
         guided = velocity[0]
         if len(velocity) == 2:
-            scale = conditioning.guidance
-            if conditioning.dynamic_guidance:
-                scale = dynamic_scale(scale, int(timestep), steps)
-            guided = combine(velocity[0], velocity[1], scale)
+            guided = combine(velocity[0], velocity[1], conditioning.guidance(int(timestep)))
         latents = run.step(i, guided, latents)
         if not np.isfinite(latents).all():
             raise AccuracyError(

@@ -11,7 +11,8 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reelquant.runtime.errors import BundleError
-from reelquant.runtime.sizes import Geometry
+from reelquant.runtime.models import model_of
+from reelquant.runtime.models.cogvideox.geometry import Geometry
 
 T = TypeVar("T")
 
@@ -57,9 +58,9 @@ class FileEntry:
 class Manifest:
     """The whole of ``manifest.json``.
 
-    ``base`` is what all that is not quantized computes in. ``vae`` holds ``scaling_factor`` and ``invert_scale_latents``;
-    ``transformer`` and ``scheduler`` are the
-    checkpoint's own configs; ``files`` lists every file of the bundle but the manifest.
+    ``base`` is what all that is not quantized computes in. ``transformer``, ``vae`` and ``scheduler`` are the checkpoint's own
+    configs, or what of them is needed, for the model's ``family`` to read; ``files`` lists every file of the bundle but the
+    manifest.
     """
 
     task: str
@@ -75,6 +76,7 @@ class Manifest:
     tools: dict[str, str]
     files: dict[str, FileEntry]
     base: str = "fp32"
+    family: str = "cogvideox"
     quantization: dict[str, Any] | None = None
     engines: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
@@ -128,9 +130,7 @@ class Manifest:
             )
         if self.base not in BASES:
             raise BundleError(f"{where} names the unknown base {self.base!r}; export the bundle again")
-        scale = self.vae.get("scaling_factor")
-        if type(scale) not in (int, float) or not scale:
-            raise BundleError(f"{where} has the scaling_factor {scale!r}; export the bundle again")
+        model_of(self).check(where)
         if min(self.defaults.fps, self.text_tokens, *asdict(self.geometry).values()) < 1:
             raise BundleError(f"{where} has an fps, text_tokens or geometry below 1; export the bundle again")
         named = [(part, name) for part, component in self.components.items() for name in component.graphs.values()]

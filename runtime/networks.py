@@ -9,8 +9,8 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.engine import Engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Session
+from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.monitor import Monitor
-from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 
 T = TypeVar("T")
 

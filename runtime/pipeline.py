@@ -2,7 +2,7 @@
 
 The way of a request: :func:`~reelquant.runtime.request.resolve` → :func:`~reelquant.runtime.text.encode_text` →
 :func:`~reelquant.runtime.conditioning.condition` → :func:`~reelquant.runtime.denoiser.denoise` →
-:class:`~reelquant.runtime.vae.VaeDecoder` → :class:`~reelquant.runtime.video.Clip`; each hands one value on.
+:class:`~reelquant.runtime.models.cogvideox.vae.VaeDecoder` → :class:`~reelquant.runtime.video.Clip`; each hands one value on.
 """
 
 from __future__ import annotations
@@ -26,14 +26,13 @@ from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.images import from_model
 from reelquant.runtime.latents import SUFFIX, SavedLatents
+from reelquant.runtime.models import model_of
 from reelquant.runtime.monitor import Monitor, OnStep
 from reelquant.runtime.networks import Networks
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.provenance import clip_provenance, machinery
 from reelquant.runtime.request import Request, ResolvedRequest, resolve
-from reelquant.runtime.sizes import Size
 from reelquant.runtime.text import encode_text
-from reelquant.runtime.tiles import tilings
 from reelquant.runtime.tokenizer import Tokenizer
 from reelquant.runtime.trust import OWN, Trust
 from reelquant.runtime.video import Clip, check_output
@@ -60,12 +59,12 @@ class Pipeline:
         transformer: Session | None = None,
     ) -> None:
         options = options or EngineOptions()
-        self.bundle = bundle
+        self.bundle, self.model = bundle, model_of(bundle.manifest)
         self.engine, self.engine_note = choose_engine(bundle, options)
         self.options = replace(options, engine=self.engine.name, threads=options.cpu_threads())
         self.engine.check_runs(bundle)
         if tiled:  # the decoder asks again, after the denoising
-            tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial)
+            self.model.tilings()
         bundle.check_hashes(lambda name: name == TOKENIZER)
         self.tokenizer = Tokenizer.open(bundle.path / TOKENIZER, bundle.manifest.text_tokens)
         self._cache = None
@@ -132,12 +131,11 @@ class Pipeline:
         Raises:
             BadInput: they are another VAE's, or of a shape that it cannot decode.
         """
-        frames, channels = saved.values.shape[:2]
         if saved.vae != self.bundle.component_digest("vae_decoder"):
             raise BadInput(
                 f"these latents are of another VAE than that of {self.bundle.path}; use the bundle they are of"
             )
-        if channels != self.bundle.manifest.geometry.latent_channels or frames < 3 or frames % 2 == 0:
+        if not self.model.decodes(saved.values.shape):
             raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
         with self._lock:
             return self._clip(saved, Monitor(progress, on_step))
@@ -187,7 +185,7 @@ class Pipeline:
             latents = denoise(transformer, conditioning, advance)
         del transformer
         self._networks.done_with("transformer")
-        return latents[-resolved.size.latent_frames(self.bundle.manifest.geometry) :]
+        return latents[-self.model.geometry.latent_frames(resolved.size) :]
 
     def _encode_text(self, prompts: list[str], monitor: Monitor) -> Floats:
         return encode_text(prompts, self.tokenizer, self._cache, lambda: self._networks.text_encoder(monitor), monitor)
@@ -200,7 +198,7 @@ class Pipeline:
         return Clip(frames, self.bundle.manifest.defaults.fps, made, monitor.seconds)
 
     def _decode(self, latents: Floats, monitor: Monitor) -> Frames:
-        size = Size.of_latents(latents.shape, self.bundle.manifest.geometry)
+        size = self.model.geometry.size_of(latents.shape)
         frames = np.empty((size.frames, size.height, size.width, 3), np.uint8)
         done = 0
         for chunk in self._chunks(latents, monitor):

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.images import Picture, load_image
-from reelquant.runtime.manifest import Defaults, Manifest
-from reelquant.runtime.positions import check_positions
-from reelquant.runtime.schedulers import Scheduler, scheduler_from_config, with_class
-from reelquant.runtime.sizes import Geometry, Size, checked
+from reelquant.runtime.manifest import Defaults
+from reelquant.runtime.models import model_of
+from reelquant.runtime.models.cogvideox.geometry import Geometry
+from reelquant.runtime.models.cogvideox.schedulers import Scheduler
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.video import Video, load_video
 
 Floats = NDArray[np.float32]
@@ -83,30 +84,27 @@ def resolve(request: Request, bundle: Bundle) -> ResolvedRequest:
     """
     manifest = bundle.manifest
     _check_types(request)
-    size = _size(request, manifest)
-    check_positions(manifest.transformer, *size.latent_shape(manifest.geometry)[2:])
+    model = model_of(manifest)
+    size = model.checked(_size(request, manifest.defaults))
     steps, guidance, seed = _numbers(request, manifest.defaults)
     _check_source(request, manifest.task, bundle)
     strength = _strength(request, steps)
     skip = 0 if strength is None else steps - int(steps * strength)
-    config = manifest.scheduler if request.scheduler is None else with_class(manifest.scheduler, request.scheduler)
-    scheduler = scheduler_from_config(config)
+    scheduler = model.scheduler(request.scheduler)
     scheduler.startable(steps)
-    _check_noise(request, size, manifest.geometry, steps - skip if scheduler.adds_noise else 0)
+    _check_noise(request, size, model.geometry, steps - skip if scheduler.adds_noise else 0)
     image = None if request.image is None else load_image(request.image, size.height, size.width)
     video = None if request.video is None else load_video(request.video, size.frames, size.height, size.width)
     return ResolvedRequest(request, size, steps, guidance, seed, scheduler, skip, strength, image, video)
 
 
-def _size(request: Request, manifest: Manifest) -> Size:
-    defaults = manifest.defaults
+def _size(request: Request, defaults: Defaults) -> Size:
     # Of Python's own types, since numpy's cannot be written into the provenance.
-    size = Size(
+    return Size(
         frames=int(_chosen(request.frames, defaults.frames)),
         height=int(_chosen(request.height, defaults.height)),
         width=int(_chosen(request.width, defaults.width)),
     )
-    return checked(size, manifest.geometry)
 
 
 def _numbers(request: Request, defaults: Defaults) -> tuple[int, float, int]:
@@ -173,8 +171,8 @@ def _check_noise(request: Request, size: Size, geometry: Geometry, steps: int) -
     Raises:
         BadInput: it is not of finite numbers, of another shape, or for too few steps.
     """
-    frames, *rest = size.latent_shape(geometry)
-    whole = size.sampled_shape(geometry)
+    frames, *rest = geometry.latent_shape(size)
+    whole = geometry.sampled_shape(size)
     if request.latents is not None:
         _check_array(request.latents, "latents", whole)
     if request.image_noise is not None and (request.image is not None or request.video is not None):

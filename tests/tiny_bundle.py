@@ -13,7 +13,7 @@ from reelquant.quant.graph_files import save_graphs
 from reelquant.quant.stats import graph_stats
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
 from reelquant.runtime.manifest import Component, Defaults, Manifest
-from reelquant.runtime.sizes import Geometry
+from reelquant.runtime.models.cogvideox.geometry import Geometry
 
 RECIPE = 'name = "tiny"\ndescription = "for tests"\nrules = [{ match = "transformer_blocks.0.*", numerics = "int8" }]\n'
 

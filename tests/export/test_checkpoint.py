@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.network import is_fake
 from reelquant.runtime.errors import BundleError
-from reelquant.runtime.sizes import Geometry
+from reelquant.runtime.models.cogvideox.geometry import Geometry
 from tests.checkpoints import edit_json, linked_copy, put
 from tests.conftest import CHECKPOINTS
 

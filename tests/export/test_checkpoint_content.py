@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from reelquant.export.checkpoint import _HUB_ID, Checkpoint
-from reelquant.export.modules import plain_convolutions
+from reelquant.export.models.cogvideox.modules import plain_convolutions
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.export.weights import open_weights
 from reelquant.quant.calibration_plan import CalibrationPlan
@@ -148,12 +148,11 @@ def test_revisions_of_a_hub_may_have_slashes() -> None:
 
 def test_calibration_runs_on_engines_that_read_onnx(copy: Path) -> None:
     checkpoint = Checkpoint.open(str(copy))
-    config, tokens = checkpoint.config("transformer"), checkpoint.text_tokens
     from reelquant.export.trace_bundle import bundle_defaults
 
     defaults = bundle_defaults(checkpoint, None, None)
     with pytest.raises(BadInput, match="tensorrt-rtx runs no ONNX graphs, and calibration watches them; one of"):
-        CalibrationPlan(engine="tensorrt-rtx").clip_size(defaults, checkpoint.geometry, config, tokens)
+        CalibrationPlan(engine="tensorrt-rtx").clip_size(defaults, checkpoint.model)
 
 
 def test_what_tracing_changes_in_diffusers_is_changed_back() -> None:

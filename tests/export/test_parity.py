@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reelquant.export import parity
-from reelquant.export.graphs import SAMPLES, Graph
+from reelquant.export.models.cogvideox.graphs import SAMPLES, Graph
 from reelquant.export.network import Network, fake_mode
 from reelquant.export.parity import check_parity, relative_l2
 from reelquant.export.passes.attach_weights import attach_weights

@@ -13,6 +13,7 @@ from reelquant.quant.calibration_plan import CalibrationPlan
 from reelquant.quant.scratch_session import fits
 from reelquant.runtime.engines.session import Array, Values
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.models import model_of
 from tests.conftest import BundleMaker
 
 
@@ -50,7 +51,7 @@ def test_clips_whose_attention_does_not_fit(demo_bundle: BundleMaker, monkeypatc
     """Refused with what fits; the demo's own size always does."""
     manifest = demo_bundle("t2v", "fp32").manifest
     monkeypatch.setattr(calibration_plan, "available_memory", lambda: 6 << 30)
-    ask = (manifest.defaults, manifest.geometry, manifest.transformer, manifest.text_tokens)
+    ask = (manifest.defaults, model_of(manifest))
     own = CalibrationPlan().clip_size(*ask)
     assert (own.frames, own.height, own.width) == (17, 96, 96)
     said = "holds 7.4 GB of attention scores, where 6.4 GB of memory are free; what fits: --calibration-size 416x624"

@@ -12,7 +12,8 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.session import Array, Session, Values
-from reelquant.runtime.sizes import Geometry, Size
+from reelquant.runtime.models.cogvideox.geometry import Geometry
+from reelquant.runtime.sizes import Size
 from tests.conftest import BundleMaker
 
 

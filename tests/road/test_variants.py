@@ -24,10 +24,10 @@ from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.images import from_model
+from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.vae import VaeDecoder, VaeEncoder
 from tests.road.against_diffusers import PROMPT, STEPS, TOLERANCE, Case, difference
 
 # The trained size and another, wherever the variant allows one; learned positions hold for 49 frames alone.

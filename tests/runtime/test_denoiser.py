@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from reelquant.runtime.denoiser import Conditioning, Denoiser, denoise
 from reelquant.runtime.engines.session import Array, Feeds, Session, Values
 from reelquant.runtime.errors import AccuracyError
-from reelquant.runtime.schedulers import scheduler_from_config
+from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 2, 2)
@@ -43,7 +43,7 @@ def conditioning(latents: NDArray[np.float32], guided: bool = True) -> Condition
     scheduler = scheduler_from_config({"_class_name": "CogVideoXDDIMScheduler", "prediction_type": "v_prediction"})
     run = scheduler.begin(4, np.random.default_rng(1))
     text = TEXT if guided else TEXT[1:]
-    return Conditioning(latents, text, 6.0, run, image_latents=IMAGE, fixed={"rotary_cos": TABLE})
+    return Conditioning(latents, text, lambda timestep: 6.0, run, image_latents=IMAGE, fixed={"rotary_cos": TABLE})
 
 
 @pytest.mark.parametrize("guided", [True, False])

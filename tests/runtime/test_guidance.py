@@ -12,9 +12,9 @@ import torch
 from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from demo.architecture import SCHEDULER
-from reelquant.runtime.guidance import combine, dynamic_scale
-from reelquant.runtime.rope import rotary_tables
-from reelquant.runtime.schedulers import scheduler_from_config, with_class
+from reelquant.runtime.models.cogvideox.guidance import combine, dynamic_scale
+from reelquant.runtime.models.cogvideox.rope import rotary_tables
+from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config, with_class
 
 UNTYPED: Any = diffusers  # its constructors have no types
 SHAPE = (1, 3, 4, 6, 8)

@@ -10,7 +10,7 @@ import pytest
 
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import Component, Defaults, FileEntry, Manifest
-from reelquant.runtime.sizes import Geometry
+from reelquant.runtime.models.cogvideox.geometry import Geometry
 
 WHERE = Path("bundle/manifest.json")
 MANIFEST = Manifest(

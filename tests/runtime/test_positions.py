@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.variants import VARIANTS
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.positions import check_positions, position_inputs, sincos_positions
+from reelquant.runtime.models.cogvideox.positions import check_positions, position_inputs, sincos_positions
 
 LEARNED = VARIANTS["cogvideox-5b-i2v"].reduced().transformer
 

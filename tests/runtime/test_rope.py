@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from demo.architecture import TRANSFORMER
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.rope import rotary_tables
+from reelquant.runtime.models.cogvideox.rope import rotary_tables
 
 FIVE_B = {"attention_head_dim": 64, "patch_size": 2, "patch_size_t": None, "sample_height": 60, "sample_width": 90}
 ONE_FIVE = {**FIVE_B, "patch_size_t": 2, "sample_height": 96, "sample_width": 170}

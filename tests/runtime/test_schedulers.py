@@ -12,7 +12,7 @@ import torch
 from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.schedulers import Scheduler, scheduler_from_config, with_class
+from reelquant.runtime.models.cogvideox.schedulers import Scheduler, scheduler_from_config, with_class
 
 CLASSES = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")
 SHAPE = (1, 3, 4, 6, 10)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import Manifest
+from reelquant.runtime.models import model_of
+from reelquant.runtime.models.cogvideox.tiles import exceeds, tile_sides
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.symbolic import evaluate
-from reelquant.runtime.tiles import exceeds, tile_sides, tilings
 
 Symbols = Mapping[str, int]
 
@@ -58,10 +59,9 @@ def profile(manifest: Manifest, component: str, size: Size, tiled: bool, least: 
 def _symbols(manifest: Manifest, component: str, size: Size) -> Symbols:
     if component == "text_encoder":
         return {"batch": 1}
-    geometry = manifest.geometry
-    frames, _, height, width = size.latent_shape(geometry)
-    frames = -(-frames // geometry.patch_t) * geometry.patch_t  # the 1.5 transformers see padded latents
-    tokens = manifest.text_tokens + size.video_tokens(geometry)
+    model = model_of(manifest)
+    frames, _, height, width = model.geometry.sampled_shape(size)
+    tokens = model.attention_tokens(size)
     return {"batch": 1, "latent_frames": frames, "height": height, "width": width, "tokens": tokens}
 
 
@@ -70,7 +70,7 @@ def _vae_profile(manifest: Manifest, half: str, size: Size, tiled: bool, least: 
     sides, fewest = ((s.height // cell, s.width // cell) for s in (size, least))
     most = sides
     if tiled:
-        axes = tilings(manifest.vae, manifest.geometry.spatial, half)
+        axes = model_of(manifest).tilings(half)
         if exceeds(sides, axes):
             rows, columns = (tile_sides(side, axis) for side, axis in zip(sides, axes, strict=True))
             most = (max(rows), max(columns))

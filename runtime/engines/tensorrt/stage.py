@@ -24,8 +24,9 @@ from reelquant.runtime.engines.tensorrt.targets import unsupported
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.gpus import gpus
 from reelquant.runtime.manifest import FileEntry, Manifest
+from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sizes import Size, checked
+from reelquant.runtime.sizes import Size
 from reelquant.runtime.trust import remember_built
 
 NVFP4_IS_STATIC = "TensorRT takes NVFP4 graphs for one size at a time; leave --dynamic out, and name each with --clip"
@@ -192,12 +193,12 @@ def scores_bytes(manifest: Manifest, job: Job) -> int:
     if job.component != "transformer":
         return 0
     tokens = job.profile.most["tokens"]
-    return 2 * int(manifest.transformer["num_attention_heads"]) * tokens**2
+    return 2 * model_of(manifest).heads * tokens**2
 
 
 def _profiles(manifest: Manifest, component: str, spec: BuildSpec) -> Iterator[Profile]:
     own = Size(manifest.defaults.frames, manifest.defaults.height, manifest.defaults.width)
-    sizes = [checked(size, manifest.geometry) for size in spec.sizes or (own,)]
+    sizes = [model_of(manifest).geometry.checked(size) for size in spec.sizes or (own,)]
     if not spec.dynamic:
         for size in sizes:
             yield profile(manifest, component, size, spec.tiled)

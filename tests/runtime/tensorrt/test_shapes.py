@@ -9,7 +9,8 @@ import pytest
 from reelquant.runtime.engines.tensorrt.shapes import Profile, dimension, profile
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.manifest import Manifest
-from reelquant.runtime.sizes import Geometry, Size
+from reelquant.runtime.models.cogvideox.geometry import Geometry
+from reelquant.runtime.sizes import Size
 from tests.conftest import TinyBundleMaker
 
 WHOLE, SMALL = Size(49, 480, 720), Size(9, 256, 256)

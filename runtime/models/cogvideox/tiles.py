@@ -7,10 +7,9 @@ Each tile is a stream of its own over the whole clip. Tiles overlap and are blen
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,13 +48,16 @@ class Tiling:
         return cls(tile, stride, tile // scale - stride // scale, stride // scale)
 
 
-def tilings(vae: Mapping[str, Any], scale: int, half: str = "decoder") -> tuple[Tiling, Tiling]:
-    """The tiling of rows and of columns for a VAE's config, of its ``decoder`` or its ``encoder``.
+def tilings(
+    sample_height: int | None, sample_width: int | None, scale: int, half: str = "decoder"
+) -> tuple[Tiling, Tiling]:
+    """The tiling of rows and of columns for a VAE of this size and this many pixels a cell, of its ``decoder`` or its
+    ``encoder``.
 
     Raises:
         BundleError: the bundle was made before these were kept.
     """
-    sides = (vae.get("sample_height"), vae.get("sample_width"))
+    sides = (sample_height, sample_width)
     if not all(sides):
         raise BundleError("this bundle does not say the VAE's sample_height and sample_width; export it again")
     make = Tiling.of if half == "decoder" else Tiling.of_encoder

@@ -11,7 +11,8 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.choose_engine import choose_engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Session, Value
-from reelquant.runtime.tiles import decode_tiled, encode_tiled, exceeds, tile_count, tilings
+from reelquant.runtime.models.cogvideox.family import CogVideoX
+from reelquant.runtime.models.cogvideox.tiles import decode_tiled, encode_tiled, exceeds, tile_count
 
 Floats = NDArray[np.float32]
 NEXT_CACHE = "next_cache."  # an output ``next_cache.X`` is what the next chunk is fed as ``cache.X``
@@ -34,8 +35,9 @@ class VaeDecoder:
     ) -> None:
         own = _Graphs(bundle, "vae_decoder", options).open
         self._open: _Open = own if graphs is None else graphs.__getitem__
-        self._tiling = tilings(bundle.manifest.vae, bundle.manifest.geometry.spatial) if tiled else None
-        self._scale = np.float32(1 / bundle.manifest.vae["scaling_factor"])
+        model = CogVideoX.of(bundle.manifest)
+        self._tiling = model.tilings() if tiled else None
+        self._scale = np.float32(1 / model.scale)
 
     def chunks(self, latents: Floats) -> int:
         """How many chunks :meth:`decode` computes of latents [latent_frames, channels, h, w], those of all tiles counted."""
@@ -75,12 +77,9 @@ class VaeEncoder:
 
     def __init__(self, bundle: Bundle, options: EngineOptions, tiled: bool = False) -> None:
         self._graphs = _Graphs(bundle, "vae_encoder", options)
-        vae = bundle.manifest.vae
-        self._tiling = tilings(vae, bundle.manifest.geometry.spatial, "encoder") if tiled else None
-        scale = float(vae["scaling_factor"])
-        # The 1.5 image-to-video checkpoint was trained on images' latents divided by the factor.
-        self._scale = np.float32(scale)
-        self._image_scale = np.float32(1 / scale if vae.get("invert_scale_latents") else scale)
+        model = CogVideoX.of(bundle.manifest)
+        self._tiling = model.tilings("encoder") if tiled else None
+        self._scale, self._image_scale = np.float32(model.scale), np.float32(model.image_scale)
 
     def encode_image(self, image: Floats, noise: Floats | None = None) -> Floats:
         """Return scaled latents [1, channels, h, w] of an image [1, 3, 1, height, width].

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.noise import Levels, NoiseConfig, signal_levels, spaced_timesteps
+from reelquant.runtime.models.cogvideox.noise import Levels, NoiseConfig, signal_levels, spaced_timesteps
 
 Latents = NDArray[np.float32]
 Level = np.floating[Any]
@@ -44,11 +44,11 @@ class Scheduler(ABC):
 
     @cached_property
     def levels(self) -> Levels:
-        """ᾱ by training timestep; see :func:`reelquant.runtime.noise.signal_levels`."""
+        """ᾱ by training timestep; see :func:`reelquant.runtime.models.cogvideox.noise.signal_levels`."""
         return signal_levels(self.config)
 
     def timesteps(self, steps: int) -> NDArray[np.int64]:
-        """Return the [steps] timesteps the model is run at; see :func:`reelquant.runtime.noise.spaced_timesteps`."""
+        """Return the [steps] timesteps the model is run at; see :func:`reelquant.runtime.models.cogvideox.noise.spaced_timesteps`."""
         return spaced_timesteps(self.config, steps)
 
     def begin(self, steps: int, rng: np.random.Generator, noise: Noise | None = None, skip: int = 0) -> Run:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.modules import TextEncoder, Transformer, VaeDecoder, VaeEncoder
+from reelquant.export.models.cogvideox.modules import TextEncoder, Transformer, VaeDecoder, VaeEncoder
 from reelquant.export.network import Network
 from reelquant.export.text_weights import stored_as
 from reelquant.export.trace import GraphSpec, Inputs, cache_output, call
-from reelquant.runtime.positions import adds_positions
+from reelquant.runtime.models.cogvideox.positions import adds_positions
 
 COMPONENTS = ("text_encoder", "transformer", "vae_encoder", "vae_decoder")
 # Frames that each graph of the VAE's streams takes, in the order they run. A still image is a stream of one frame; a

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.rope import check_grid, rotary_tables
+from reelquant.runtime.models.cogvideox.rope import check_grid, rotary_tables
 
 Table = NDArray[np.float32]
 LEARNED = "positions.npy"
@@ -54,15 +54,6 @@ def check_positions(config: Mapping[str, Any], height: int, width: int) -> None:
             "make the clip at its own size, and crop or scale it afterwards"
         )
     check_grid(config, height, width)
-
-
-def has_positions(config: Mapping[str, Any], height: int, width: int) -> bool:
-    """Whether :func:`check_positions` lets latents of ``height`` × ``width`` pass."""
-    try:
-        check_positions(config, height, width)
-    except BadInput:
-        return False
-    return True
 
 
 def adds_positions(config: Mapping[str, Any]) -> bool:
