@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.quant.calibrate import calibrate
-from reelquant.quant.calibration_data import CalibrationData
-from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.graph_files import load_graph, load_mapped
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibration.calibrate import calibrate
+from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.evaluation.teacher import Step, Trial, pooled_rel_l2, velocities
+from reelquant.quant.graph.graph_files import load_graph, load_mapped
+from reelquant.quant.graph.linears import linear_nodes
+from reelquant.quant.graph.scratch_session import scratch_session
 from reelquant.quant.passes.insert_qdq import insert_qdq
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.scratch_session import scratch_session
-from reelquant.quant.teacher import Step, Trial, pooled_rel_l2, velocities
 from reelquant.runtime.bundle import Bundle
 
 _CHOICES = 20

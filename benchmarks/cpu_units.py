@@ -27,20 +27,20 @@ import numpy as np
 
 from benchmarks.engines import fp32_bundle, in_precision
 from benchmarks.variants import VARIANTS
+from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.decoder_bundle import DecoderTrial, quantize_decoder
-from reelquant.quant.graph_files import load_graph
+from reelquant.quant.evaluation.teacher import Trial, pooled_rel_l2
+from reelquant.quant.evaluation.timing import in_turns, ratios, step_feeds
+from reelquant.quant.graph.graph_files import load_graph
+from reelquant.quant.graph.static_shapes import known_shape
 from reelquant.quant.quantize import quantize_bundle
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.static_shapes import known_shape
-from reelquant.quant.teacher import Trial, pooled_rel_l2
-from reelquant.quant.timing import in_turns, ratios, step_feeds
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.cpu_units import instruction_sets
-from reelquant.runtime.doctor import machine
 from reelquant.runtime.engines import onnxruntime, openvino
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Feeds
+from reelquant.runtime.machine.cpu_units import instruction_sets
+from reelquant.runtime.machine.doctor import machine
 from reelquant.runtime.sizes import Size
 
 PRECISIONS = ("fp32", "int8", "int8-reduced", "int8-weight")

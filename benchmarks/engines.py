@@ -26,17 +26,17 @@ from benchmarks.variants import VARIANTS, Variant
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.models.cogvideox.graphs import SAMPLES, transformer_inputs
 from reelquant.export.trace_bundle import trace_bundle
-from reelquant.quant.blockwise import blockwise
-from reelquant.quant.calibrate import Recorder, observed_transformer
+from reelquant.quant.calibration.calibrate import Recorder, observed_transformer
+from reelquant.quant.calibration.ranges import Provenance, Ranges
+from reelquant.quant.graph.blockwise import blockwise
 from reelquant.quant.quantize import quantize_bundle
-from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.manifest import BASES
 from reelquant.runtime.engines.options import BuildSpec, parse_gpus
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt.flavor import RTX
 from reelquant.runtime.engines.tensorrt.stage import build_engines
-from reelquant.runtime.manifest import BASES
 from reelquant.runtime.sizes import Size, parse_clip
 
 NETWORKS = ("transformer", "vae_decoder")

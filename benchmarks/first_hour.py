@@ -120,7 +120,7 @@ def ort_open(arguments: argparse.Namespace) -> Facts:
     session = onnxruntime.InferenceSession(
         str(bundle.graph("transformer", "main")), options, providers=found["providers"]
     )
-    from reelquant.quant.timing import step_feeds
+    from reelquant.quant.evaluation.timing import step_feeds
 
     feeds = step_feeds(bundle)
     session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
@@ -178,7 +178,7 @@ def rtx(arguments: argparse.Namespace) -> Facts:
     from reelquant.runtime.engines.tensorrt.flavor import RTX
     from reelquant.runtime.engines.tensorrt.stage import build_engines
     from reelquant.runtime.engines.tensorrt.targets import buildable
-    from reelquant.runtime.gpus import gpus
+    from reelquant.runtime.machine.gpus import gpus
 
     found: Facts = {"gpus": [gpus().names, gpus().targets, gpus().driver], "builds_for": buildable(RTX)}
     bundle = Bundle.open(arguments.bundles / "demo-t2v-fp16")
@@ -207,7 +207,7 @@ def diffusers(arguments: argparse.Namespace) -> Facts:
     import torch
     from diffusers import CogVideoXTransformer3DModel
 
-    from reelquant.quant.timing import step_feeds
+    from reelquant.quant.evaluation.timing import step_feeds
     from reelquant.runtime.bundle import Bundle
 
     feeds = step_feeds(Bundle.open(arguments.bundles / "demo-t2v-fp32"))
@@ -229,7 +229,7 @@ def wide(arguments: argparse.Namespace) -> Facts:
 
     from benchmarks.engines import fp32_bundle, in_precision
     from benchmarks.variants import VARIANTS
-    from reelquant.quant.timing import step_feeds
+    from reelquant.quant.evaluation.timing import step_feeds
     from reelquant.runtime.engines.registry import open_onnx
     from reelquant.runtime.sizes import parse_clip
 

@@ -23,8 +23,8 @@ import numpy as np
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS
 from reelquant.export.parity import relative_l2
-from reelquant.runtime.latents import SavedLatents
-from reelquant.runtime.video import read_clip
+from reelquant.runtime.media.video import read_clip
+from reelquant.runtime.sampling.latents import SavedLatents
 
 PROMPT = "a girl in a red coat walks through the snow"
 

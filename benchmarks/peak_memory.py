@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reelquant.quant.timing import step_feeds
+from reelquant.quant.evaluation.timing import step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.graph_files import load_mapped
+from reelquant.quant.graph.graph_files import load_mapped
 
 PEERS = tuple((peer, precision) for precision in ("int8", "fp8") for peer in ("onnxruntime", "modelopt", "nncf"))
 PYTHON = Path(".venv-peers/bin/python")

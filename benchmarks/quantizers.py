@@ -29,16 +29,16 @@ from benchmarks.peers import PEERS, PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, pipeline_renderer, psnr, tasks
 from reelquant.export.models.cogvideox.graphs import SAMPLES, transformer_inputs
-from reelquant.quant.calibrate import Recorder, observed_transformer
-from reelquant.quant.calibration_data import CalibrationData
-from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.graph_files import WEIGHTS, load_graph, load_mapped, save_graphs
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibration.calibrate import Recorder, observed_transformer
+from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.calibration.ranges import Provenance, Ranges
+from reelquant.quant.evaluation.teacher import Step, pooled_rel_l2, record_steps, velocities
+from reelquant.quant.graph.graph_files import WEIGHTS, load_graph, load_mapped, save_graphs
+from reelquant.quant.graph.linears import linear_nodes
+from reelquant.quant.graph.scratch_session import scratch_session
 from reelquant.quant.passes.insert_qdq import insert_qdq
-from reelquant.quant.ranges import Provenance, Ranges
 from reelquant.quant.recipe import Recipe, Rule
-from reelquant.quant.scratch_session import scratch_session
-from reelquant.quant.teacher import Step, pooled_rel_l2, record_steps, velocities
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx

@@ -14,16 +14,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reelquant.quant.budget import Budget
-from reelquant.quant.calibrate import calibrate
-from reelquant.quant.calibration_data import CalibrationData
-from reelquant.quant.calibration_plan import CalibrationPlan
-from reelquant.quant.graph_files import load_graph
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibration.calibrate import calibrate
+from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.evaluation.sensitivity import opened_probe
+from reelquant.quant.evaluation.teacher import Trial
+from reelquant.quant.graph.graph_files import load_graph
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.search import search
-from reelquant.quant.sensitivity import opened_probe
-from reelquant.quant.teacher import Trial
+from reelquant.quant.search.budget import Budget
+from reelquant.quant.search.search import search
 from reelquant.runtime.bundle import Bundle
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from demo.clips import random_scene, render
 from demo.fidelity import Pixels, psnr
-from reelquant.runtime.images import from_model, to_model
+from reelquant.runtime.media.images import from_model, to_model
 
 
 def reconstructor(path: Path, engine: str) -> Callable[[Pixels], Pixels]:

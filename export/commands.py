@@ -10,7 +10,7 @@ from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
 from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
-from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, GATE, OUT, PROMPTS, REPLACE, SEED, STEPS
 from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import (

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
-from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.calibration.channels import blocks_of
+from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.numerics import HIGH, Blocked, BlockQuantized, High, PerChannel, Quantized
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.statistics import blocks_of
 from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput

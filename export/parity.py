@@ -14,7 +14,7 @@ import numpy as np
 from reelquant.export.models.cogvideox.graphs import Graph
 from reelquant.export.trace import GraphSpec, Inputs, call
 from reelquant.export.weights import Rounded
-from reelquant.quant.blockwise import blockwise
+from reelquant.quant.graph.blockwise import blockwise
 from reelquant.runtime.errors import AccuracyError
 
 _LARGE = 2 << 30

@@ -19,9 +19,9 @@ from reelquant.export.needs import (
     moments_bytes,
 )
 from reelquant.quant.recipe import Recipe
+from reelquant.runtime.bundle.manifest import Defaults
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.manifest import Defaults
-from reelquant.runtime.memory import available_memory
+from reelquant.runtime.machine.memory import available_memory
 from reelquant.runtime.sizes import Size
 
 TRACER = 800 << 20  # bytes: Python, torch and a full-depth graph without weights

@@ -9,23 +9,23 @@ from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_versions, trace_bundle
-from reelquant.quant.calibrate import calibrate
-from reelquant.quant.calibration_data import CalibrationData
-from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.calibration.calibrate import calibrate
+from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
-from reelquant.quant.teacher import Trial
-from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.bundle import Bundle, write_manifest
+from reelquant.runtime.bundle.manifest import BASES
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.manifest import BASES
+from reelquant.runtime.files.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.sampling.tokenizer import Tokenizer
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

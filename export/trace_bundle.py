@@ -23,13 +23,13 @@ from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.passes.optimize import optimize
 from reelquant.export.trace import trace
 from reelquant.export.weights import open_weights
-from reelquant.quant.graph_files import lay_out_graphs
+from reelquant.quant.graph.graph_files import lay_out_graphs
+from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.quant.passes.store_weights import store_weights
-from reelquant.quant.stats import graph_stats
-from reelquant.runtime.atomic import npy_bytes, partial_folder
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from reelquant.runtime.manifest import Component, Defaults, Manifest
-from reelquant.runtime.memory import give_back_at_once
+from reelquant.runtime.bundle.manifest import Component, Defaults, Manifest
+from reelquant.runtime.files.atomic import npy_bytes, partial_folder
+from reelquant.runtime.machine.memory import give_back_at_once
 from reelquant.runtime.models.cogvideox.positions import LEARNED
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size

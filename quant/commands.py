@@ -6,28 +6,28 @@ from pathlib import Path
 
 import click
 
-from reelquant.quant.budget import Budget
-from reelquant.quant.calibrate import calibrate as run_calibration
-from reelquant.quant.calibration_data import CalibrationData
-from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.calibration.calibrate import calibrate as run_calibration
+from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.decoder_bundle import DecoderTrial, quantize_decoder
-from reelquant.quant.explain import as_json as table_json
-from reelquant.quant.explain import as_table, explain
-from reelquant.quant.gate import check_twins
-from reelquant.quant.gate import gate as run_gate
-from reelquant.quant.graph_files import load_graph
+from reelquant.quant.evaluation.gate import check_twins
+from reelquant.quant.evaluation.gate import gate as run_gate
+from reelquant.quant.evaluation.teacher import Trial
+from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.quantize import check_sources, quantize_bundle
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.rotate_bundle import rotate_bundle
-from reelquant.quant.search import search
-from reelquant.quant.strengths import search_strengths
-from reelquant.quant.teacher import Trial
-from reelquant.runtime.atomic import check_free
+from reelquant.quant.search.budget import Budget
+from reelquant.quant.search.explain import as_json as table_json
+from reelquant.quant.search.explain import as_table, explain
+from reelquant.quant.search.search import search
+from reelquant.quant.search.strengths import search_strengths
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, lower, print_json, shown, size_option
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.registry import get_engine, installed_engine
+from reelquant.runtime.files.atomic import check_free
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
 from reelquant.runtime.sizes import Size, parse_clip

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import numpy as np
 
-from reelquant.quant.calibrate import hash_prompts
-from reelquant.quant.calibration_data import CalibrationData
-from reelquant.quant.convolutions import convolution_nodes
-from reelquant.quant.graph_files import load_mapped, save_graphs
+from reelquant.quant.calibration.calibrate import hash_prompts
+from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.calibration.ranges import HIGH, LOW
+from reelquant.quant.graph.convolutions import convolution_nodes
+from reelquant.quant.graph.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.quant.quantize import write_component
-from reelquant.quant.ranges import HIGH, LOW
-from reelquant.runtime.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
+from reelquant.runtime.files.atomic import check_free, partial_folder, scratch_folder
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress

@@ -10,18 +10,18 @@ from typing import Any
 
 import onnx_ir as ir
 
-from reelquant.quant.gate import judge, limits_of
-from reelquant.quant.graph_files import load_graph, load_mapped, save_graphs
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.evaluation.gate import judge, limits_of
+from reelquant.quant.evaluation.teacher import Step, Trial
+from reelquant.quant.graph.graph_files import load_graph, load_mapped, save_graphs
+from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
 from reelquant.quant.passes.to_16bit import to_16bit
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.stats import graph_stats
-from reelquant.quant.teacher import Step, Trial
-from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import ENGINES, Bundle, list_files, write_manifest
+from reelquant.runtime.bundle.manifest import BASES, Component
 from reelquant.runtime.errors import AccuracyError, BadInput
-from reelquant.runtime.manifest import BASES, Component
+from reelquant.runtime.files.atomic import partial_folder
 from reelquant.runtime.progress import SILENT, Progress
 
 QUANTIZED = "transformer"
@@ -45,7 +45,7 @@ def quantize_bundle(
 ) -> Bundle:
     """Write ``out``: the bundle with its transformer in the recipe's numerics, and all else in ``base``.
 
-    With a ``trial`` the quantized transformer is first held against the bundle's on these clips (:mod:`reelquant.quant.gate`);
+    With a ``trial`` the quantized transformer is first held against the bundle's on these clips (:mod:`reelquant.quant.evaluation.gate`);
     the verdict and its limits stand in the manifest. TensorRT's FP4 is not, since no CPU computes it. ``steps`` are what
     the trial recorded, where it was recorded before.
 

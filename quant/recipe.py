@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from reelquant.quant.method import PLAIN, Method, check_strength
+from reelquant.quant.methods.method import PLAIN, Method, check_strength
 from reelquant.quant.numerics import HIGH, NUMERICS, High, Numerics
 from reelquant.runtime.errors import BadInput
 

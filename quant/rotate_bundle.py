@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace as changed
 from pathlib import Path
 
-from reelquant.quant.graph_files import load_mapped
+from reelquant.quant.graph.graph_files import load_mapped
 from reelquant.quant.passes.rotate import rotate
 from reelquant.quant.quantize import QUANTIZED, check_sources, write_component
-from reelquant.runtime.atomic import partial_folder
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.files.atomic import partial_folder
 from reelquant.runtime.models import model_of
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from reelquant.runtime.media.video import Clip
 from reelquant.runtime.pipeline import Pipeline, load_pipeline
 from reelquant.runtime.request import Request
-from reelquant.runtime.video import Clip
 
 __all__ = ["Clip", "Pipeline", "Request", "load_pipeline"]

@@ -10,7 +10,7 @@ from typing import NoReturn
 import click
 
 from reelquant.runtime.errors import MissingExtra, ReelquantError
-from reelquant.runtime.interrupt import SAID, Interruptible
+from reelquant.runtime.machine.interrupt import SAID, Interruptible
 
 # Command → where it lives, the extra it needs, and its line in --help (kept here so that --help imports nothing).
 COMMANDS = {

@@ -1,8 +1,8 @@
 """Bundle → clip: ``load_pipeline(path).generate("a red circle moves left …")``.
 
-The way of a request: :func:`~reelquant.runtime.request.resolve` → :func:`~reelquant.runtime.text.encode_text` →
-:func:`~reelquant.runtime.conditioning.condition` → :func:`~reelquant.runtime.denoiser.denoise` →
-:class:`~reelquant.runtime.models.cogvideox.vae.VaeDecoder` → :class:`~reelquant.runtime.video.Clip`; each hands one value on.
+The way of a request: :func:`~reelquant.runtime.request.resolve` → :func:`~reelquant.runtime.sampling.text.encode_text` →
+:func:`~reelquant.runtime.sampling.conditioning.condition` → :func:`~reelquant.runtime.sampling.denoiser.denoise` →
+:class:`~reelquant.runtime.models.cogvideox.vae.VaeDecoder` → :class:`~reelquant.runtime.media.video.Clip`; each hands one value on.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import TOKENIZER, Bundle
-from reelquant.runtime.choose_engine import choose_engine
-from reelquant.runtime.conditioning import condition
-from reelquant.runtime.denoiser import denoise
-from reelquant.runtime.embeddings import EmbeddingCache
+from reelquant.runtime.bundle.trust import OWN, Trust
+from reelquant.runtime.engines.choose_engine import choose_engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.images import from_model
-from reelquant.runtime.latents import SUFFIX, SavedLatents
+from reelquant.runtime.media.images import from_model
+from reelquant.runtime.media.video import Clip, check_output
 from reelquant.runtime.models import model_of
 from reelquant.runtime.monitor import Monitor, OnStep
-from reelquant.runtime.networks import Networks
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.provenance import clip_provenance, machinery
 from reelquant.runtime.request import Request, ResolvedRequest, resolve
-from reelquant.runtime.text import encode_text
-from reelquant.runtime.tokenizer import Tokenizer
-from reelquant.runtime.trust import OWN, Trust
-from reelquant.runtime.video import Clip, check_output
+from reelquant.runtime.sampling.conditioning import condition
+from reelquant.runtime.sampling.denoiser import denoise
+from reelquant.runtime.sampling.embeddings import EmbeddingCache
+from reelquant.runtime.sampling.latents import SUFFIX, SavedLatents
+from reelquant.runtime.sampling.networks import Networks
+from reelquant.runtime.sampling.text import encode_text
+from reelquant.runtime.sampling.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]

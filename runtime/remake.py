@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.media.video import read_provenance
 from reelquant.runtime.request import Request, ResolvedRequest
-from reelquant.runtime.video import read_provenance
 
 _NEEDED: dict[str, tuple[type, ...]] = {
     "bundle": (str,),

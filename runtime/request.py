@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.manifest import Defaults
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.images import Picture, load_image
-from reelquant.runtime.manifest import Defaults
+from reelquant.runtime.media.images import Picture, load_image
+from reelquant.runtime.media.video import Video, load_video
 from reelquant.runtime.models import model_of
 from reelquant.runtime.models.cogvideox.geometry import Geometry
 from reelquant.runtime.models.cogvideox.schedulers import Scheduler
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.video import Video, load_video
 
 Floats = NDArray[np.float32]
 N = TypeVar("N", int, float)

@@ -23,10 +23,10 @@ os.environ["REELQUANT_CACHE"] = str(BUILD / "cache")
 # What takes longest, so that no process is left alone with one of these when the other has nothing more to do.
 LONGEST = (
     "road/test_variants.py",
-    "quant/test_gate.py",
-    "runtime/tensorrt/test_build.py",
+    "quant/evaluation/test_gate.py",
+    "runtime/engines/tensorrt/test_build.py",
     "export/test_plan.py",
-    "runtime/tensorrt/test_full_size.py",
+    "runtime/engines/tensorrt/test_full_size.py",
     "quant/test_quantize_command.py",
     "quant/test_decoder_bundle.py",
     "road/test_end_to_end.py",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reelquant.quant.ranges import Provenance, Ranges, Samples
+from reelquant.quant.calibration.ranges import Provenance, Ranges, Samples
 from reelquant.runtime.bundle import Bundle
 from tests.command_line import contents, only_message, refused, run
 from tests.conftest import TinyBundleMaker

@@ -69,7 +69,7 @@ def test_a_planted_breach_is_found(folder: str, source: str) -> None:
 def test_what_is_allowed_is_not_a_breach() -> None:
     source = "import numpy\nfrom reelquant.runtime.bundle import Bundle\nx = 'export the checkpoint again'\nimport demography"
     assert breaches(source, "quant") == [] and breaches(source, "runtime") == []
-    assert breaches("from reelquant.quant.ranges import Ranges", "export") == []
+    assert breaches("from reelquant.quant.calibration.ranges import Ranges", "export") == []
 
 
 def test_relative_imports_are_noticed() -> None:

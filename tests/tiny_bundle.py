@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 
 from demo.architecture import SCHEDULER, TEXT_TOKENS, build_tokenizer
-from reelquant.quant.graph_files import save_graphs
-from reelquant.quant.stats import graph_stats
+from reelquant.quant.graph.graph_files import save_graphs
+from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from reelquant.runtime.manifest import Component, Defaults, Manifest
+from reelquant.runtime.bundle.manifest import Component, Defaults, Manifest
 from reelquant.runtime.models.cogvideox.geometry import Geometry
 
 RECIPE = 'name = "tiny"\ndescription = "for tests"\nrules = [{ match = "transformer_blocks.0.*", numerics = "int8" }]\n'

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from reelquant.quant.attentions import Attention
-from reelquant.quant.linears import quantized_source
+from reelquant.quant.graph.attentions import Attention
+from reelquant.quant.graph.linears import quantized_source
 from reelquant.quant.lint.finding import Finding, Subject, dtype_name
 from reelquant.runtime.engines.tensorrt.evidence import TELLING_SCORES
 

@@ -8,8 +8,8 @@ from functools import cached_property
 
 import onnx_ir as ir
 
-from reelquant.quant.attentions import Attention, attention_nodes
-from reelquant.quant.static_shapes import known_shape
+from reelquant.quant.graph.attentions import Attention, attention_nodes
+from reelquant.quant.graph.static_shapes import known_shape
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import onnx_ir as ir
 
-from reelquant.quant.graph_files import load_graph
+from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.lint import attention_rules, graph_rules, parser_rules, qdq_rules, target_rules
 from reelquant.quant.lint.finding import Finding, Subject
 from reelquant.runtime.bundle import Bundle

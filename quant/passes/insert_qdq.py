@@ -13,10 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from reelquant.quant.attentions import Attention, attention_nodes
-from reelquant.quant.balance import balance, identity
-from reelquant.quant.linears import Linear, family, linear_nodes, quantized_source
-from reelquant.quant.method import Method
+from reelquant.quant.calibration.channels import BINS
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.graph.attentions import Attention, attention_nodes
+from reelquant.quant.graph.linears import Linear, family, linear_nodes, quantized_source
+from reelquant.quant.methods.balance import balance, identity
+from reelquant.quant.methods.method import Method
+from reelquant.quant.methods.observers import threshold
+from reelquant.quant.methods.primitives import scale_from_absmax
+from reelquant.quant.methods.treatment import Treatment
 from reelquant.quant.numerics import (
     FP8_E4M3,
     HIGH,
@@ -29,14 +34,9 @@ from reelquant.quant.numerics import (
     Quantized,
     WeightOnly,
 )
-from reelquant.quant.observers import threshold
 from reelquant.quant.passes.nvfp4 import OPSET, quantize_blocks
 from reelquant.quant.passes.qdq import QdqInserter
-from reelquant.quant.primitives import scale_from_absmax
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.statistics import BINS
-from reelquant.quant.treatment import Treatment
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.progress import SILENT, Progress
 

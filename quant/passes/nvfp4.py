@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from reelquant.quant.linears import DYNAMIC, Linear
+from reelquant.quant.graph.linears import DYNAMIC, Linear
+from reelquant.quant.methods.primitives import Floats, scale_from_absmax
 from reelquant.quant.numerics import FP8_E4M3, BlockQuantized
 from reelquant.quant.passes.qdq import QdqInserter
-from reelquant.quant.primitives import Floats, scale_from_absmax
 from reelquant.runtime.errors import BundleError
 
 OPSET = 23  # the first whose DequantizeLinear takes FP4; to the other operators of our graphs it only adds types

@@ -12,8 +12,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.ranges import CHANNEL, HIGH, HISTOGRAM, LOW
-from reelquant.quant.statistics import BINS, LOWEST_OCTAVE, OCTAVE, blocks_of
+from reelquant.quant.calibration.channels import BINS, LOWEST_OCTAVE, OCTAVE, blocks_of
+from reelquant.quant.calibration.ranges import CHANNEL, HIGH, HISTOGRAM, LOW
 
 
 def observe(

@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.balance import Balance
-from reelquant.quant.linears import Linear, bias_of
+from reelquant.quant.graph.linears import Linear, bias_of
+from reelquant.quant.methods.balance import Balance
+from reelquant.quant.methods.primitives import Floats, dequantize, quantize, representable, weight_scales
+from reelquant.quant.methods.treatment import Treatment
 from reelquant.quant.numerics import Blocked, Format, Granularity, PerChannel, PerTensor
-from reelquant.quant.primitives import Floats, dequantize, quantize, representable, weight_scales
-from reelquant.quant.treatment import Treatment
 from reelquant.runtime.errors import BundleError
 
 

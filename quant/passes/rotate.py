@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.attentions import attention_nodes
-from reelquant.quant.linears import Linear, bias_of, linear_nodes
-from reelquant.quant.primitives import Floats
+from reelquant.quant.graph.attentions import attention_nodes
+from reelquant.quant.graph.linears import Linear, bias_of, linear_nodes
+from reelquant.quant.methods.primitives import Floats
 from reelquant.runtime.errors import BadInput
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]

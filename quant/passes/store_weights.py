@@ -16,9 +16,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.graph.linears import linear_nodes
+from reelquant.quant.methods.primitives import Floats, dequantize, quantize, weight_scales
 from reelquant.quant.numerics import INT8, PerChannel
-from reelquant.quant.primitives import Floats, dequantize, quantize, weight_scales
 
 STORAGES = ("fp32", "bf16", "int8")
 _BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -19,10 +19,10 @@ from reelquant.runtime.commands.options import (
     shown,
 )
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.latents import SavedLatents
+from reelquant.runtime.media.video import check_output
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.video import check_output
+from reelquant.runtime.sampling.latents import SavedLatents
 
 
 @click.command()

@@ -9,8 +9,8 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import JSON, print_json
-from reelquant.runtime.doctor import built_engines, diagnose, machine, precisions
-from reelquant.runtime.gpus import gpus
+from reelquant.runtime.machine.doctor import built_engines, diagnose, machine, precisions
+from reelquant.runtime.machine.gpus import gpus
 
 
 @click.command()

@@ -26,14 +26,14 @@ from reelquant.runtime.commands.options import (
     size_option,
 )
 from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.precision_notes import note_of
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.latents import SUFFIX
+from reelquant.runtime.media.video import check_output
 from reelquant.runtime.pipeline import Pipeline
-from reelquant.runtime.precision_notes import note_of
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.remake import read_remake
 from reelquant.runtime.request import STRENGTH, Request
-from reelquant.runtime.video import check_output
+from reelquant.runtime.sampling.latents import SUFFIX
 
 STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 

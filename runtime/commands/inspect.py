@@ -10,8 +10,8 @@ import click
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, print_json
+from reelquant.runtime.engines.precision_notes import note_of
 from reelquant.runtime.engines.registry import installed_engine
-from reelquant.runtime.precision_notes import note_of
 
 _COUNTS = ("nodes", "linears", "quantized_linears")
 

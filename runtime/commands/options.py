@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
+from reelquant.runtime.bundle.trust import Trust
 from reelquant.runtime.engines.options import CURRENT, BuildSpec, EngineOptions, parse_gpus
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, engine_names
 from reelquant.runtime.sizes import Size, parse_clip, parse_size
-from reelquant.runtime.trust import Trust
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

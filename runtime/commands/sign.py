@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.trust import sign as sign_bundle
 from reelquant.runtime.commands.options import BUNDLE
-from reelquant.runtime.trust import sign as sign_bundle
 
 
 @click.command()

@@ -12,12 +12,12 @@ from types import ModuleType
 from typing import Any
 
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.engines.memory import EngineMemory
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
+from reelquant.runtime.engines.precision_notes import Note
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput, EngineError, MissingExtra
-from reelquant.runtime.manifest import Manifest
-from reelquant.runtime.precision_notes import Note
 from reelquant.runtime.progress import SILENT, Progress
 
 # What all others are held against: ONNX Runtime computes every graph of ours on any CPU, exactly as it says.

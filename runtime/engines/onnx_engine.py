@@ -7,11 +7,11 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from reelquant.runtime.bundle import Bundle, write_manifest
+from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.engines.engine import Engine, PlanEntry
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.manifest import Manifest
 from reelquant.runtime.progress import SILENT, Progress
 
 _NO_FP4 = "it computes in NVFP4, which TensorRT alone takes; use --engine tensorrt-rtx"

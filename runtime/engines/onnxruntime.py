@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.cpu_units import has_int8_units, is_arm
 from reelquant.runtime.engines.engine import EngineReport, run_failed
 from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
 from reelquant.runtime.engines.onnx_engine import OnnxEngine
 from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
 from reelquant.runtime.errors import BundleError, EngineError
-from reelquant.runtime.gpus import gpus
-from reelquant.runtime.memory import give_back_at_once
-from reelquant.runtime.precision_notes import Note, cpu_notes
+from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm
+from reelquant.runtime.machine.gpus import gpus
+from reelquant.runtime.machine.memory import give_back_at_once
 
 
 class OnnxRuntime(OnnxEngine):

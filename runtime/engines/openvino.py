@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from reelquant.runtime.cpu_units import instruction_sets
 from reelquant.runtime.engines.engine import EngineReport, run_failed
 from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
 from reelquant.runtime.engines.onnx_engine import OnnxEngine
 from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
 from reelquant.runtime.errors import BundleError, MissingExtra
-from reelquant.runtime.memory import give_back_at_once
-from reelquant.runtime.precision_notes import Note, cpu_notes
+from reelquant.runtime.machine.cpu_units import instruction_sets
+from reelquant.runtime.machine.memory import give_back_at_once
 
 # The graph says its own numerics: without these, a CPU with bf16 units would silently compute fp32 graphs in bf16, and what
 # is fed to linears with INT8 weights would silently be quantized too.

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from reelquant.runtime.bundle.trust import OWN, Trust
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.trust import OWN, Trust
 
 CURRENT = "current"  # the GPU of this machine
 

@@ -8,7 +8,7 @@ from reelquant.runtime.errors import BundleError
 from reelquant.runtime.models.cogvideox.family import CogVideoX
 
 if TYPE_CHECKING:
-    from reelquant.runtime.manifest import Manifest
+    from reelquant.runtime.bundle.manifest import Manifest
 
 FAMILIES = {CogVideoX.NAME: CogVideoX}
 

@@ -16,7 +16,7 @@ from reelquant.export.checkpoint import _HUB_ID, Checkpoint
 from reelquant.export.models.cogvideox.modules import plain_convolutions
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.export.weights import open_weights
-from reelquant.quant.calibration_plan import CalibrationPlan
+from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.runtime.errors import BadInput, BundleError
 from tests.checkpoints import edit_json, linked_copy, put
 from tests.command_line import refused

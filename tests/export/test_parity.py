@@ -22,7 +22,7 @@ from reelquant.export.passes.attach_weights import attach_weights
 from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.trace import GraphSpec, trace
 from reelquant.export.weights import read_header
-from reelquant.quant.graph_files import lay_out_graphs, save_graphs
+from reelquant.quant.graph.graph_files import lay_out_graphs, save_graphs
 from reelquant.runtime.errors import AccuracyError
 
 

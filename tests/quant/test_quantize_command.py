@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reelquant.quant import gate as gate_module
-from reelquant.quant.budget import Budget
-from reelquant.quant.graph_files import WEIGHTS, load_graph
-from reelquant.quant.linears import linear_nodes
-from reelquant.quant.ranges import Ranges
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.evaluation import gate as gate_module
+from reelquant.quant.evaluation.teacher import Trial
+from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.recipe import Recipe, Rule
-from reelquant.quant.strengths import CANDIDATES, search_strengths
-from reelquant.quant.teacher import Trial
+from reelquant.quant.search.budget import Budget
+from reelquant.quant.search.strengths import CANDIDATES, search_strengths
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BadInput

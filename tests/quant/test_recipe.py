@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reelquant.quant.method import PLAIN, Method
+from reelquant.quant.methods.method import PLAIN, Method
 from reelquant.quant.numerics import FP8_E4M3, HIGH, INT8, NUMERICS, PerChannel, PerTensor, Quantized
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.runtime.errors import BadInput

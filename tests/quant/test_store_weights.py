@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from reelquant.export.parity import relative_l2
-from reelquant.quant.graph_files import load_graph, save_graphs
+from reelquant.quant.graph.graph_files import load_graph, save_graphs
 from reelquant.quant.passes.store_weights import LEAST_TABLE, rounded, store_weights
 from reelquant.runtime.engines.registry import open_onnx
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from reelquant.quant.ranges import Provenance, Ranges, Samples
+from reelquant.quant.calibration.ranges import Provenance, Ranges, Samples
 
 Array = NDArray[Any]
 DIM, INNER, LATENT, OUT, BLOCKS = 32, 64, 16, 8, 2

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from reelquant.quant.calibrate import Recorder, quantizable_values
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibration.calibrate import Recorder, quantizable_values
+from reelquant.quant.calibration.ranges import Provenance, Ranges
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
-from reelquant.quant.ranges import Provenance, Ranges
 from tests.quant.engines import run
 from tests.quant.tiny import Array
 

@@ -23,7 +23,7 @@ from reelquant.export.trace_bundle import trace_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import onnx_engines
-from reelquant.runtime.images import from_model
+from reelquant.runtime.media.images import from_model
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request

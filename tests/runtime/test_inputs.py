@@ -13,13 +13,13 @@ import pytest
 from PIL import Image
 
 from reelquant.runtime import Request, load_pipeline
-from reelquant.runtime.embeddings import EmbeddingCache
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.images import load_image
-from reelquant.runtime.latents import SavedLatents
+from reelquant.runtime.media.images import load_image
+from reelquant.runtime.media.video import read_clip
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.provenance import clip_provenance
-from reelquant.runtime.video import read_clip
+from reelquant.runtime.sampling.embeddings import EmbeddingCache
+from reelquant.runtime.sampling.latents import SavedLatents
 from tests.command_line import refused
 from tests.conftest import TinyBundleMaker
 from tests.runtime.pictures import picture

@@ -14,9 +14,9 @@ from PIL import Image
 
 from reelquant.runtime import Clip, Request, load_pipeline
 from reelquant.runtime.bundle import Bundle, write_manifest
-from reelquant.runtime.choose_engine import choose_engine
+from reelquant.runtime.engines.choose_engine import choose_engine
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.video import read_provenance
+from reelquant.runtime.media.video import read_provenance
 from tests.command_line import refused, run
 from tests.conftest import TinyBundleMaker
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.bundle import hash_file
 from reelquant.runtime.errors import MissingExtra
-from reelquant.runtime.user_cache import user_cache
+from reelquant.runtime.files.atomic import partial_file
+from reelquant.runtime.files.user_cache import user_cache
 
 Causes = Mapping[str, Any]
 

@@ -8,6 +8,8 @@ from types import ModuleType
 from typing import Any
 
 from reelquant.runtime.bundle import ENGINES, Bundle
+from reelquant.runtime.bundle.manifest import Manifest
+from reelquant.runtime.bundle.trust import check_trust
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE, Engine, EngineReport, PlanEntry, one_line
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.session import Session
@@ -21,11 +23,9 @@ from reelquant.runtime.engines.tensorrt.loader import TensorRtLoader
 from reelquant.runtime.engines.tensorrt.session import EngineFile, TensorRtSession
 from reelquant.runtime.engines.tensorrt.targets import check_targets, lacking, unsupported
 from reelquant.runtime.errors import BadInput, EngineError
-from reelquant.runtime.gpus import gpus
-from reelquant.runtime.manifest import Manifest
+from reelquant.runtime.files.user_cache import user_cache
+from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.trust import check_trust
-from reelquant.runtime.user_cache import user_cache
 
 
 class TensorRt(Engine):

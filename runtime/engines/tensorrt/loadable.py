@@ -8,7 +8,7 @@ from typing import Any
 from reelquant.runtime.engines.options import CURRENT
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.targets import unsupported
-from reelquant.runtime.gpus import Gpus
+from reelquant.runtime.machine.gpus import Gpus
 
 
 def why_not(flavor: Flavor, record: Mapping[str, Any], here: Gpus, version: str) -> str | None:

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from reelquant.runtime.atomic import partial_file
 from reelquant.runtime.engines.tensorrt.device import LoadedEngine, Shape, Tensor
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.errors import BundleError, EngineError, ReelquantError
+from reelquant.runtime.files.atomic import partial_file
 
 
 class TensorRtLoader:

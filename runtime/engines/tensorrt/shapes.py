@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.errors import BundleError
-from reelquant.runtime.manifest import Manifest
 from reelquant.runtime.models import model_of
 from reelquant.runtime.models.cogvideox.tiles import exceeds, tile_sides
 from reelquant.runtime.sizes import Size

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from reelquant.runtime.atomic import link_or_copy
 from reelquant.runtime.bundle import ENGINES, Bundle, write_manifest
+from reelquant.runtime.bundle.manifest import FileEntry, Manifest
+from reelquant.runtime.bundle.trust import remember_built
 from reelquant.runtime.engines.engine import PlanEntry
 from reelquant.runtime.engines.options import CURRENT, BuildSpec
 from reelquant.runtime.engines.tensorrt.builder import build_engine
@@ -22,12 +23,11 @@ from reelquant.runtime.engines.tensorrt.loadable import gpu_name
 from reelquant.runtime.engines.tensorrt.shapes import Profile, profile
 from reelquant.runtime.engines.tensorrt.targets import unsupported
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.gpus import gpus
-from reelquant.runtime.manifest import FileEntry, Manifest
+from reelquant.runtime.files.atomic import link_or_copy
+from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
-from reelquant.runtime.trust import remember_built
 
 NVFP4_IS_STATIC = "TensorRT takes NVFP4 graphs for one size at a time; leave --dynamic out, and name each with --clip"
 _ROUND = 2  # of this code: raised when the same causes would give another engine, or other evidence

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from reelquant.runtime.engines.options import CURRENT
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.gpus import Gpus
+from reelquant.runtime.machine.gpus import Gpus
 
 
 @dataclass(frozen=True)

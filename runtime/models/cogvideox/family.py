@@ -23,7 +23,7 @@ from reelquant.runtime.sizes import Size
 
 if TYPE_CHECKING:
     from reelquant.runtime.bundle import Bundle
-    from reelquant.runtime.manifest import Manifest
+    from reelquant.runtime.bundle.manifest import Manifest
 
 Floats = NDArray[np.float32]
 Config = Mapping[str, Any]

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.runtime.atomic import scratch_folder
 from reelquant.runtime.errors import BundleError
+from reelquant.runtime.files.atomic import scratch_folder
 
 Floats = NDArray[np.float32]
 DecodeStream = Callable[[Floats], Iterator[Floats]]

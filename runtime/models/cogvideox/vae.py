@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.choose_engine import choose_engine
+from reelquant.runtime.engines.choose_engine import choose_engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Session, Value
 from reelquant.runtime.models.cogvideox.family import CogVideoX

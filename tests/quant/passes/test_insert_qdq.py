@@ -11,12 +11,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.quant.attentions import attention_nodes
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.graph.attentions import attention_nodes
+from reelquant.quant.graph.graph_stats import graph_stats
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.stats import graph_stats
 from reelquant.runtime.errors import BadInput, BundleError
 from tests.quant.engines import EACH_ENGINE, run
 from tests.quant.tiny import BLOCKS, DIM, INNER, SHAPES, Array, feeds, forward, is_gemm, model, parameters, ranges_of

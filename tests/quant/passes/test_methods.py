@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.quant.linears import linear_nodes, quantized_source
+from reelquant.quant.graph.linears import linear_nodes, quantized_source
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.errors import BadInput

@@ -12,11 +12,11 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from reelquant.quant.linears import DYNAMIC, linear_nodes
+from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.graph.graph_stats import graph_stats
+from reelquant.quant.graph.linears import DYNAMIC, linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
-from reelquant.quant.ranges import Ranges
 from reelquant.quant.recipe import Recipe
-from reelquant.quant.stats import graph_stats
 from reelquant.runtime.errors import BadInput, BundleError
 from tests.quant.passes.test_insert_qdq import MODULATION, QUANTIZED, calibrated, error
 from tests.quant.tiny import SHAPES, Array, feeds, forward, model, parameters

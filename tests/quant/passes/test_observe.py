@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.quant import statistics
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.calibration import channels as statistics
+from reelquant.quant.calibration.ranges import CHANNEL, HIGH, HISTOGRAM, LOW
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.passes.observe import observe
-from reelquant.quant.ranges import CHANNEL, HIGH, HISTOGRAM, LOW
 from tests.quant.engines import EACH_ENGINE, run
 from tests.quant.tiny import SHAPES, Array, feeds, forward, model, parameters
 

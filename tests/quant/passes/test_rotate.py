@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reelquant.quant.attentions import attention_nodes
-from reelquant.quant.linears import linear_nodes
+from reelquant.quant.evaluation.teacher import Difference, Trial, velocities
+from reelquant.quant.graph.attentions import attention_nodes
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.passes.rotate import hadamard, rotate
-from reelquant.quant.teacher import Difference, Trial, velocities
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine

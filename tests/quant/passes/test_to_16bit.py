@@ -11,7 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from reelquant.export.parity import relative_l2
-from reelquant.quant.graph_files import load_graph, load_mapped
+from reelquant.quant.graph.graph_files import load_graph, load_mapped
 from reelquant.quant.lint.run import lint
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.passes.to_16bit import DTYPES, to_16bit

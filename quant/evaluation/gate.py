@@ -1,0 +1,249 @@
+"""The gate: is a quantized bundle still its high-precision twin, and if not, which layer is to blame?
+
+Steps of the twin's own clips are run by both (teacher forcing), on the engine that will run the bundle. Whole runs say
+what a user would get; half a block at a time, each on the twin's values, says where it was lost: an error that one layer
+makes is not drowned by the others'. Each linear is also run on the reference engine, fed what the engine's own was: one that computes
+something else than the graph says, sums that saturate for example, is found out by that, however small the whole error is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from reelquant.quant.evaluation.lockstep import Part, lockstep
+from reelquant.quant.evaluation.teacher import Difference, Step, velocities
+from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
+from reelquant.quant.graph.scratch_session import scratch_session
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most relative L2 of a whole run, of what half a block hands on, and of a linear's output; the least cosine of a
+    run; the most that a scale may reach beyond the largest value seen; and the most relative L2 of a linear's output on the
+    engine to the same on the reference engine.
+    """
+
+    step: float
+    part: float
+    linear: float
+    cosine: float
+    reach: float
+    engine: float
+
+
+# About four times what the demo's good bundles show at most, so that a limit speaks of faults and not of taste. Engines
+# differ where a value lies on a rounding boundary (INT8: 0.0004 at most with VNNI, 0.0007 on AVX2, and 0.03 where sums
+# saturate) and where OpenVINO rounds to FP8 by way of fp16.
+LIMITS = {
+    "fp16": Limits(0.01, 0.005, 0.005, 0.9999, 4.0, 0.005),
+    "bf16": Limits(0.08, 0.04, 0.04, 0.996, 4.0, 0.04),
+    "int8": Limits(0.10, 0.07, 0.20, 0.995, 4.0, 0.002),
+    "fp8": Limits(0.15, 0.12, 0.27, 0.99, 4.0, 0.09),
+    "int4": Limits(0.20, 0.12, 0.30, 0.98, 4.0, 0.002),
+}
+# A quantized run that is closer than this to its twin was not quantized.
+_LEAST = 1e-4
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``where`` is a linear, half of a block, or "transformer" for the whole run."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One step of one clip."""
+
+    clip: int
+    timestep: int
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``engine`` is where the bundle was judged. ``faults`` in graph order, the first bad layer first; none for a good bundle."""
+
+    engine: str
+    runs: tuple[Run, ...]
+    parts: tuple[Part, ...]
+    limits: Limits
+    faults: tuple[Fault, ...]
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Quantized linears that were fed nothing but zeros: pruned, or behind something that is."""
+        return tuple(name for part in self.parts for name in part.dead)
+
+    @property
+    def worst(self) -> Difference:
+        """The most relative L2 and the least cosine of all runs; of one that is not finite where there is such."""
+        found = [run.difference for run in self.runs]
+        broken = [each for each in found if not each.finite]
+        return broken[0] if broken else Difference(max(f.rel_l2 for f in found), min(f.cosine for f in found))
+
+    def as_json(self) -> dict[str, Any]:
+        """What is not finite is null."""
+        linears = [difference.rel_l2 for part in self.parts for difference in part.linears.values()]
+        apart = [difference.rel_l2 for part in self.parts for difference in part.engine.values()]
+        return {
+            "engine": self.engine,
+            "reference_engine": REFERENCE_ENGINE,
+            "rel_l2": _number(self.worst.rel_l2),
+            "cosine": _number(self.worst.cosine),
+            "part_rel_l2": _most([part.difference.rel_l2 for part in self.parts]),
+            "linear_rel_l2": _most(linears),
+            "engine_rel_l2": 0.0 if self.engine == REFERENCE_ENGINE else _most(apart),
+            "dead": list(self.dead),
+            "reach": _most([reach for part in self.parts for reach in part.reach.values()]),
+            "limits": asdict(self.limits),
+            "linears": {
+                name: _number(difference.rel_l2) for part in self.parts for name, difference in part.linears.items()
+            },
+            "faults": [asdict(fault) for fault in self.faults],
+            "runs": [
+                {
+                    "clip": run.clip,
+                    "timestep": run.timestep,
+                    "rel_l2": _number(run.difference.rel_l2),
+                    "cosine": _number(run.difference.cosine),
+                }
+                for run in self.runs
+            ],
+        }
+
+
+def check_twins(bundle: Bundle, twin: Bundle, engine: str) -> Limits:
+    """See, before any work, that the gate can hold ``bundle`` against ``twin``; return the limits of what it computes in.
+
+    Raises:
+        BadInput: it has no limits, being float32 or of a format that no CPU computes, the engine cannot run it, or
+            ``twin`` is not float32 or of another model.
+    """
+    get_engine(engine).check_runs(bundle)
+    ours, theirs = bundle.manifest, twin.manifest
+    if theirs.precision != "fp32":
+        raise BadInput(f"{twin.path} is {theirs.precision}; give the fp32 bundle that {bundle.path} was made from")
+    if (ours.task, ours.transformer) != (theirs.task, theirs.transformer):
+        raise BadInput(
+            f"{bundle.path} and {twin.path} are not of one model; give the fp32 bundle that it was made from"
+        )
+    limits = limits_of(ours.components["transformer"].stats["main"] if ours.quantization is not None else {}, ours.base)
+    if limits is None:
+        raise BadInput(f"{bundle.path} is {ours.precision}, which loses nothing; give a quantized bundle")
+    return limits
+
+
+def limits_of(stats: Mapping[str, Any], base: str) -> Limits | None:
+    """The limits of a graph with these :func:`reelquant.quant.graph.graph_stats.graph_stats`: of the coarsest format it holds."""
+    stored: Mapping[str, int] = stats.get("weight_bytes_by_dtype", {})
+    formats = {"INT4": "int4", "FLOAT8E4M3FN": "fp8", "INT8": "int8"}
+    return LIMITS.get(next((format for dtype, format in formats.items() if dtype in stored), base))
+
+
+def gate(bundle: Bundle, twin: Bundle, steps: Sequence[Step], engine: str, progress: Progress = SILENT) -> Verdict:
+    """Hold ``bundle`` against ``twin`` on ``steps`` of the twin (:func:`reelquant.quant.evaluation.teacher.record_steps`), on the
+    engine that will run it.
+
+    Raises:
+        BadInput: as :func:`check_twins`.
+        BundleError: a file was changed, or the transformers have different blocks.
+    """
+    limits = check_twins(bundle, twin, engine)
+    for each in (bundle, twin):
+        each.check_hashes(lambda name: name.startswith("transformer/"))
+    other, teacher = (each.graph("transformer", "main") for each in (bundle, twin))
+    return judge(other, teacher, limits, bundle.manifest.quantization is not None, steps, engine, progress)
+
+
+def judge(
+    other: Path,
+    teacher: Path,
+    limits: Limits,
+    quantized: bool,
+    steps: Sequence[Step],
+    engine: str,
+    progress: Progress = SILENT,
+) -> Verdict:
+    """Hold the graph ``other`` against ``teacher``, ONNX files whose weights lie beside them. A ``quantized`` one must differ.
+
+    Raises:
+        BundleError: the graphs have different blocks.
+    """
+    runs = []
+    with (
+        progress.stage("gate", len(steps)) as advance,
+        scratch_session(load_graph(other), other.parents[1], engine, other.parent / WEIGHTS) as session,
+    ):
+        for step, velocity in zip(steps, velocities(session, steps), strict=True):
+            runs.append(Run(step.clip, step.timestep, Difference.of(velocity, step.velocity)))
+            advance()
+    parts = []
+    with progress.stage("gate, layer by layer") as advance:
+        for part in lockstep(teacher, other, [step.feeds for step in steps], engine):
+            parts.append(part)
+            advance()
+    faults = tuple(fault for part in parts for fault in _of_part(part, limits, engine))
+    verdict = Verdict(engine, tuple(runs), tuple(parts), limits, faults)
+    alive = any(part.reach.keys() - set(part.dead) for part in parts) or not verdict.dead
+    return replace(verdict, faults=(*verdict.faults, *_of_run(verdict.worst, limits, quantized and alive)))
+
+
+def _of_part(part: Part, limits: Limits, engine: str) -> list[Fault]:
+    found = []
+    for name, difference in part.linears.items():
+        reach = part.reach.get(name, 1.0)
+        if not difference.finite:
+            found.append(Fault(name, "its output is not finite: a weight or a scale is infinite or NaN"))
+        elif difference.rel_l2 > limits.linear:
+            said = f"its output differs by {difference.rel_l2:.3f} from its twin's on the same input"
+            found.append(Fault(name, f"{said}; {limits.linear} is the limit"))
+        elif name in part.engine and not part.engine[name].rel_l2 <= limits.engine:
+            said = f"{engine} computes something else than the graph says: its output differs by"
+            found.append(
+                Fault(
+                    name,
+                    f"{said} {part.engine[name].rel_l2:.4f} from {REFERENCE_ENGINE}'s on the same input; {limits.engine} is "
+                    "the limit",
+                )
+            )
+        elif reach > limits.reach:
+            found.append(Fault(name, f"its activation's scale reaches {reach:.1f} times the largest value: too coarse"))
+    if not found and not (part.difference.finite and part.difference.rel_l2 <= limits.part):
+        said = f"what it hands on differs by {part.difference.rel_l2:.3f} from its twin's on the same input"
+        found.append(Fault(part.where, f"{said}, and no linear does; {limits.part} is the limit"))
+    return found
+
+
+def _of_run(worst: Difference, limits: Limits, quantized: bool) -> list[Fault]:
+    if not worst.finite:
+        return [Fault("transformer", "a run is not finite")]
+    found = []
+    if worst.rel_l2 > limits.step or worst.cosine < limits.cosine:
+        said = f"a run differs by {worst.rel_l2:.3f} from its twin's (cosine {worst.cosine:.4f})"
+        found.append(Fault("transformer", f"{said}; {limits.step} and {limits.cosine} are the limits"))
+    if quantized and worst.rel_l2 < _LEAST:
+        found.append(Fault("transformer", f"it is its twin within {worst.rel_l2:.1e}: nothing was quantized"))
+    return found
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _most(values: Sequence[float]) -> float | None:
+    return max((value for value in values if math.isfinite(value)), default=None)

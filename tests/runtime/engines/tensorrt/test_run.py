@@ -1,0 +1,151 @@
+"""The TensorRT runtime without its GPU: real engines' records, buffers in host memory, and clips that are the CPU's."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from reelquant.export.parity import relative_l2
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
+from reelquant.runtime.engines.tensorrt.device import Device
+from reelquant.runtime.errors import BadInput, BundleError
+from reelquant.runtime.machine.gpus import Gpus
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request
+from tests.conftest import CHECKPOINTS, BundleMaker
+from tests.runtime.engines.tensorrt.replay import ReplayCuda, ReplayLoader
+
+ADA = Gpus(("NVIDIA L4",), "", ((8, 9),), 13000)
+RTX = "tensorrt-rtx"
+
+
+@dataclass
+class Replay:
+    bundle: Bundle
+    cuda: ReplayCuda
+    loader: ReplayLoader
+    device: Device
+
+
+@pytest.fixture(params=["t2v", "i2v"])
+def replay(
+    request: pytest.FixtureRequest, rtx_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Replay]:
+    """A machine with an Ada GPU that is host memory, and a demo bundle whose engines were built for one."""
+    bundle = rtx_bundle(request.param, "fp16")
+    records = bundle.manifest.engines[RTX]["engines"]
+    sizes = {f"{each['component']}/{each['graph']}": each["evidence"]["activation_bytes"] for each in records}
+    cuda = ReplayCuda()
+    loader = ReplayLoader(cuda, bundle.path, sizes)
+    device = Device(cuda, loader)
+    monkeypatch.setattr(tensorrt_engine.rtx, "_devices", {0: device})
+    monkeypatch.setattr(tensorrt_engine, "gpus", lambda: ADA)
+    yield Replay(bundle, cuda, loader, device)
+
+
+def request_of(bundle: Bundle, steps: int = 3) -> Request:
+    image = CHECKPOINTS.parent / "first_frame.png" if bundle.manifest.task == "i2v" else None
+    return Request("a red circle moves right on a white background", image, seed=3, steps=steps)
+
+
+def test_a_clip_is_the_one_that_the_cpu_renders(replay: Replay) -> None:
+    wanted = Pipeline(replay.bundle, EngineOptions("openvino")).generate(request_of(replay.bundle))
+    found = Pipeline(replay.bundle, EngineOptions(RTX), keep=False).generate(request_of(replay.bundle))
+    difference = relative_l2(found.frames.astype(np.float32), wanted.frames.astype(np.float32))
+    assert found.frames.shape == wanted.frames.shape and difference < 0.01
+    # Two texts, three guided steps row by row, the first latents and the rest; an image's encoder once.
+    runs = 2 + 2 * 3 + 1 + (found.frames.shape[0] - 9) // 8 + (replay.bundle.manifest.task == "i2v")
+    assert get_engine(RTX).device_seconds() == 0.25 * runs and get_engine("openvino").device_seconds() is None
+
+
+def test_memory_is_shared_and_given_back(replay: Replay) -> None:
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX), keep=False)
+    pipeline.generate(request_of(replay.bundle))
+    largest = max(replay.loader.activation_bytes.values())
+    del pipeline
+    gc.collect()
+    # Of all stages only the one block for activations is left, as large as the largest engine's.
+    assert replay.cuda.held == largest
+    assert replay.cuda.largest < sum(replay.loader.activation_bytes.values())
+    loaded = replay.loader.loaded
+    stages = ["text_encoder/main", "transformer/main", "vae_decoder/first", "vae_decoder/next"]
+    assert [name for name in dict.fromkeys(loaded) if name != "vae_encoder/image"] == stages
+    assert ("vae_encoder/image" in loaded) == (replay.bundle.manifest.task == "i2v")
+
+
+def test_a_streams_caches_stay_on_the_device(replay: Replay) -> None:
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
+    shape = (5, 16, 12, 12)
+    latents = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
+    before = len(replay.cuda.copies)
+    frames = pipeline.decode(latents)
+    copied = replay.cuda.copies[before:]
+    assert len(copied) == 2 and sum(copied) == frames.size * 4  # two chunks of frames, and nothing else
+    wanted = Pipeline(replay.bundle, EngineOptions("openvino")).decode(latents)
+    assert relative_l2(frames.astype(np.float32), wanted.astype(np.float32)) < 0.01
+
+
+def test_guidance_runs_row_by_row_and_steps_are_replayed_from_a_graph(replay: Replay) -> None:
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
+    request = request_of(replay.bundle, steps=4)
+    pipeline.sample(request)
+    # Of each row the first of four steps is run, the second recorded, and all from then on launched; and so of two texts.
+    assert replay.cuda.launches == 2 * 3 + 1
+
+
+def test_what_no_step_changes_goes_to_the_device_once(replay: Replay) -> None:
+    """Four steps upload no more of a clip's constants than one does, and each step only latents and timesteps."""
+    pipeline, uploaded = Pipeline(replay.bundle, EngineOptions(RTX)), []
+    for steps in (1, 4):
+        request = request_of(replay.bundle, steps=steps)
+        pipeline.encode_prompt(request.prompt)
+        before = sum(replay.cuda.uploads)
+        latents = pipeline.sample(request)
+        uploaded.append(sum(replay.cuda.uploads) - before)
+    assert uploaded[1] - uploaded[0] == 3 * 2 * (latents.nbytes + 8)
+
+
+def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:
+    pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
+    request = Request(
+        request_of(replay.bundle).prompt, request_of(replay.bundle).image, seed=1, steps=1, height=64, width=64
+    )
+    with pytest.raises(BadInput, match="no engine was built for this size .* reelquant build BUNDLE --clip"):
+        pipeline.sample(request)
+
+
+@pytest.mark.parametrize(
+    ("here", "reason"),
+    [
+        (Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "no NVIDIA driver"),
+        (Gpus(("NVIDIA A10",), "", ((8, 6),), 13000), r"built for sm89, sm120, and this GPU is a NVIDIA A10 \(sm86\)"),
+    ],
+)
+def test_an_engine_that_cannot_run_here_is_not_tried(
+    replay: Replay, here: Gpus, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_engine, "gpus", lambda: here)
+    with pytest.raises(BadInput, match=reason):
+        Pipeline(replay.bundle, EngineOptions(RTX)).generate(request_of(replay.bundle))
+    assert replay.loader.loaded == []
+
+
+def test_a_changed_engine_is_not_loaded(replay: Replay) -> None:
+    name = next(name for name in replay.bundle.manifest.files if name.endswith(".engine") and "transformer" in name)
+    file = replay.bundle.path / name
+    data = file.read_bytes()
+    file.unlink()  # it may have another name in the cache
+    try:
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(BundleError, match="was changed after export"):
+            Pipeline(replay.bundle, EngineOptions(RTX)).generate(request_of(replay.bundle))
+        assert "transformer/main" not in replay.loader.loaded
+    finally:
+        file.write_bytes(data)
