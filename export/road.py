@@ -13,15 +13,16 @@ from reelquant.quant.calibration.calibrate import calibrate
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.derive import derive_bundle
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
 from reelquant.quant.recipe import Recipe, built_in_recipes
-from reelquant.runtime.bundle import Bundle, write_manifest
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.manifest import BASES
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
 from reelquant.runtime.errors import BadInput, BundleError
-from reelquant.runtime.files.atomic import check_free, partial_folder, scratch_folder
+from reelquant.runtime.files.atomic import check_free, scratch_folder
 from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sampling.tokenizer import Tokenizer
@@ -117,7 +118,9 @@ def export_checkpoint(
     with _work_folder(work, out) as folder:
         fp32 = _traced(checkpoint, folder / "fp32", plan, progress)
         if recipe is None and base == "fp32":
-            bundle = _copied(fp32, out, replace)
+            with derive_bundle(fp32, out, replace_out=replace):
+                pass
+            bundle = Bundle.open(out)
         elif recipe is None or data is None:
             progress.say(f"compute in {base}")
             bundle = quantize_bundle(fp32, None, None, out, replace, base)
@@ -204,13 +207,6 @@ def _calibrated(
     ranges = calibrate(fp32, data, plan, progress)
     ranges.save(path, replace=True)
     return ranges
-
-
-def _copied(bundle: Bundle, out: Path, replace: bool) -> Bundle:
-    with partial_folder(out, replace) as folder:
-        bundle.copy_files(folder)
-        write_manifest(folder, bundle.manifest)
-    return Bundle.open(out)
 
 
 @contextmanager

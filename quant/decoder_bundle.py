@@ -8,7 +8,7 @@ decoder is then held against the bundle's own on clips that it was not calibrate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +16,17 @@ import numpy as np
 from reelquant.quant.calibration.calibrate import hash_prompts
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.ranges import HIGH, LOW
+from reelquant.quant.derive import derive_bundle
 from reelquant.quant.graph.convolutions import convolution_nodes
 from reelquant.quant.graph.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
-from reelquant.quant.quantize import write_component
-from reelquant.runtime.bundle import Bundle, list_files, write_manifest
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
-from reelquant.runtime.files.atomic import check_free, partial_folder, scratch_folder
+from reelquant.runtime.files.atomic import check_free, scratch_folder
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
@@ -90,7 +90,7 @@ def quantize_decoder(
         raise BadInput(f"the decoder of {bundle.path} is quantized already; start from the bundle it was made from")
     check_free(out, replace_out)
     seen, unseen = trial.requests(manifest.task)
-    bundle.check_hashes()
+    bundle.check_hashes()  # before the sampling, not after it
     pipeline = Pipeline(bundle, EngineOptions(trial.engine))
     clips = []
     with progress.stage("sample", len(seen) + len(unseen)) as advance:
@@ -98,14 +98,14 @@ def quantize_decoder(
             clips.append(pipeline.sample(request))
             advance()
     del pipeline
-    with partial_folder(out, replace_out) as folder:
-        largest = largest_fed(bundle, clips[: len(seen)], folder, trial.engine, progress)
-        models = {graph: load_mapped(bundle.graph(DECODER, graph)) for graph in before.graphs}
+    with derive_bundle(bundle, out, [DECODER], replace_out) as derived:
+        largest = largest_fed(bundle, clips[: len(seen)], derived.folder, trial.engine, progress)
+        models = derived.models(DECODER)
         counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
-        part = write_component(folder, DECODER, models, {}, before)
+        part = derived.write(DECODER, models, {})
         frames: list[list[Array]] = []
         with progress.stage("compare", 2 * len(unseen)) as advance:
-            for side in (bundle.path, folder):
+            for side in (bundle.path, derived.folder):
                 decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, trial.engine)
                 frames.append([])
                 for latents in clips[len(seen) :]:
@@ -120,13 +120,7 @@ def quantize_decoder(
         prompts = hash_prompts([request.prompt for request in seen])
         made = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
         facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": made}
-        passes = {
-            graph: {**before.passes.get(graph, {}), PASS: {"convolutions": count, **facts}}
-            for graph, count in counts.items()
-        }
-        bundle.copy_files(folder, lambda name: not name.startswith((f"{DECODER}/", "engines/")))
-        components = {**manifest.components, DECODER: replace(part, passes=passes)}
-        write_manifest(folder, replace(manifest, components=components, engines={}, files=list_files(folder)))
+        derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}} for graph, count in counts.items()})
     return Bundle.open(out)
 
 

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.derive import derive_bundle
 from reelquant.quant.evaluation.gate import judge, limits_of
 from reelquant.quant.evaluation.teacher import Step, Trial
-from reelquant.quant.graph.graph_files import load_graph, load_mapped, save_graphs
-from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
 from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.recipe import Recipe
-from reelquant.runtime.bundle import ENGINES, Bundle, list_files, write_manifest
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.manifest import BASES, Component
 from reelquant.runtime.errors import AccuracyError, BadInput
-from reelquant.runtime.files.atomic import partial_folder
 from reelquant.runtime.progress import SILENT, Progress
 
 QUANTIZED = "transformer"
@@ -29,7 +24,6 @@ RECIPE = "recipe.toml"  # in the bundle: what it was quantized by
 FP4_WANTS_16_BIT = (
     "TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx --gpu sm120, or --base fp16"
 )
-_Passes = Mapping[str, dict[str, Any]]
 
 
 def quantize_bundle(
@@ -64,15 +58,11 @@ def quantize_bundle(
     check_sources(bundle, ranges)
     if recipe is not None and "fp4" in recipe.formats and base == "fp32":
         raise BadInput(FP4_WANTS_16_BIT)
-    bundle.check_hashes()
     changed = set(manifest.components) if base != "fp32" else {QUANTIZED} if recipe else set()
-    quantization = None
-    components = dict(manifest.components)
-    with partial_folder(out, replace_out) as folder:
-        bundle.copy_files(folder, lambda name: name.split("/")[0] not in {*changed, ENGINES})
+    with derive_bundle(bundle, out, changed, replace_out) as derived:
+        derived.changes |= {"precision": recipe.name if recipe else base, "base": base, "quantization": None}
         for name in sorted(changed):
-            before = manifest.components[name]
-            models = {graph: load_mapped(bundle.graph(name, graph)) for graph in before.graphs}
+            models = derived.models(name)
             passes: dict[str, dict[str, Any]] = {graph: {} for graph in models}
             if name == QUANTIZED and recipe is not None and ranges is not None:
                 report = insert_qdq(models["main"], ranges, recipe, base, progress)
@@ -82,30 +72,18 @@ def quantize_bundle(
                 verdict = None
                 judge_by = None if "fp4" in recipe.formats else trial
                 if judge_by or base == "fp32":
-                    components[name] = write_component(folder, name, models, passes, before)
+                    written = derived.write(name, models, passes)
                 if judge_by:
                     # What is not quantized is still in fp32, which every CPU engine computes.
                     recorded = judge_by.record(bundle, progress) if steps is None else steps
-                    verdict = _gated(bundle, folder, components[name], recipe, judge_by, recorded, progress)
+                    verdict = _gated(bundle, derived.folder, written, recipe, judge_by, recorded, progress)
                 quantization = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
-                (folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+                derived.changes["quantization"] = quantization
+                (derived.folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
             if base != "fp32":
                 for graph, model in models.items():
                     passes[graph]["to_16bit"] = to_16bit(model, "bf16" if name == "text_encoder" else base)
-                components[name] = write_component(folder, name, models, passes, before)
-        write_manifest(
-            folder,
-            replace(
-                manifest,
-                precision=recipe.name if recipe else base,
-                base=base,
-                components=components,
-                quantization=quantization,
-                tools={**manifest.tools, "onnx_ir": version("onnx_ir")},
-                engines={},
-                files=list_files(folder),
-            ),
-        )
+                derived.write(name, models, passes)
     return Bundle.open(out)
 
 
@@ -145,19 +123,6 @@ def _gated(
             "--budget, or write the bundle without the gate: --no-gate"
         )
     return {**verdict.as_json(), "trial": {**asdict(trial), "data": Path(trial.data).name}}
-
-
-def write_component(
-    folder: Path, name: str, models: Mapping[str, ir.Model], passes: _Passes, before: Component
-) -> Component:
-    """Write ``models`` as the graphs of component ``name``; what the manifest says of it, with ``passes`` after those of ``before``."""
-    files = save_graphs(folder / name, models)
-    return replace(
-        before,
-        graphs=files,
-        stats={graph: graph_stats(load_graph(folder / file)) for graph, file in files.items()},
-        passes={graph: {**before.passes.get(graph, {}), **made} for graph, made in passes.items()},
-    )
 
 
 def _quantization(bundle: Bundle, ranges: Ranges, recipe: Recipe, report: QdqReport) -> dict[str, Any]:

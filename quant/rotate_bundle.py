@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace as changed
 from pathlib import Path
 
-from reelquant.quant.graph.graph_files import load_mapped
+from reelquant.quant.derive import derive_bundle
 from reelquant.quant.passes.rotate import rotate
-from reelquant.quant.quantize import QUANTIZED, check_sources, write_component
-from reelquant.runtime.bundle import Bundle, list_files, write_manifest
-from reelquant.runtime.files.atomic import partial_folder
+from reelquant.quant.quantize import QUANTIZED, check_sources
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.models import model_of
 
 
@@ -21,14 +19,8 @@ def rotate_bundle(bundle: Bundle, out: Path, replace: bool = False) -> Bundle:
         BundleError: a file was changed.
     """
     check_sources(bundle, None)
-    bundle.check_hashes()
-    manifest = bundle.manifest
-    model = load_mapped(bundle.graph(QUANTIZED, "main"))
-    count = rotate(model, model_of(manifest).head_dim)
-    with partial_folder(out, replace) as folder:
-        bundle.copy_files(folder, lambda name: not name.startswith((f"{QUANTIZED}/", "engines/")))
-        passes = {"main": {"rotate": {"attentions": count}}}
-        part = write_component(folder, QUANTIZED, {"main": model}, passes, manifest.components[QUANTIZED])
-        components = {**manifest.components, QUANTIZED: part}
-        write_manifest(folder, changed(manifest, components=components, engines={}, files=list_files(folder)))
+    with derive_bundle(bundle, out, [QUANTIZED], replace) as derived:
+        models = derived.models(QUANTIZED)
+        count = rotate(models["main"], model_of(bundle.manifest).head_dim)
+        derived.write(QUANTIZED, models, {"main": {"rotate": {"attentions": count}}})
     return Bundle.open(out)

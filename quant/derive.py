@@ -1,0 +1,75 @@
+"""The one way to change a bundle: a new folder, in which some components are written anew and all else is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from reelquant.quant.graph.graph_files import load_graph, load_mapped, save_graphs
+from reelquant.quant.graph.graph_stats import graph_stats
+from reelquant.runtime.bundle import ENGINES, Bundle, list_files, write_manifest
+from reelquant.runtime.bundle.manifest import Component
+from reelquant.runtime.files.atomic import partial_folder
+
+Passes = Mapping[str, Mapping[str, Any]]  # graph → pass → what it counted
+
+
+@dataclass
+class Derivation:
+    """A bundle in the making: ``folder`` has what is copied; ``changes`` are fields of the manifest that become others."""
+
+    bundle: Bundle
+    folder: Path
+    components: dict[str, Component]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def models(self, component: str) -> dict[str, ir.Model]:
+        """The source's graphs by name, their weights mapped from its files."""
+        graphs = self.bundle.manifest.components[component].graphs
+        return {graph: load_mapped(self.bundle.graph(component, graph)) for graph in graphs}
+
+    def write(self, component: str, models: Mapping[str, ir.Model], passes: Passes) -> Component:
+        """Write ``models`` as the component's graphs, with ``passes`` after those of the source; again, if it was written."""
+        before = self.bundle.manifest.components[component]
+        files = save_graphs(self.folder / component, models)
+        self.components[component] = made = replace(
+            before,
+            graphs=files,
+            stats={graph: graph_stats(load_graph(self.folder / file)) for graph, file in files.items()},
+            passes={graph: {**before.passes.get(graph, {}), **passes.get(graph, {})} for graph in files},
+        )
+        return made
+
+    def note(self, component: str, passes: Passes) -> None:
+        """Add to what the manifest says of passes over a component that was written."""
+        made = self.components[component]
+        added = {graph: {**made.passes.get(graph, {}), **passes.get(graph, {})} for graph in made.graphs}
+        self.components[component] = replace(made, passes=added)
+
+
+@contextmanager
+def derive_bundle(
+    bundle: Bundle, out: Path, changed: Collection[str] = (), replace_out: bool = False
+) -> Iterator[Derivation]:
+    """Make ``out`` of ``bundle``: the components ``changed`` are to be written by whoever asked, everything else but compiled
+    engines is the same. The manifest is written last; when this raises, nothing is.
+
+    Raises:
+        BadInput: ``out`` is taken, or the disk is full.
+        BundleError: a file of the bundle was changed.
+    """
+    bundle.check_hashes()
+    manifest = bundle.manifest
+    with partial_folder(out, replace_out) as folder:
+        bundle.copy_files(folder, lambda name: name.split("/")[0] not in {*changed, ENGINES})
+        made = Derivation(bundle, folder, dict(manifest.components))
+        yield made
+        tools = {**manifest.tools, "onnx_ir": version("onnx_ir")}
+        changes = {"components": made.components, "engines": {}, "tools": tools, **made.changes}
+        write_manifest(folder, replace(manifest, files=list_files(folder), **changes))
