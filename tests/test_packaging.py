@@ -17,6 +17,8 @@ import pytest
 from tests.conftest import ROOT
 
 FOLDERS = ("export", "quant", "runtime")
+# In a namespace of Hugging Face's optimum, which must have no __init__.py (PEP 420).
+REGISTER, NAMESPACE = Path("export/optimum_register"), "optimum.commands.register"
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +28,15 @@ def project() -> dict[str, Any]:
 
 def test_every_package_on_disk_is_listed(project: dict[str, Any]) -> None:
     files = [file.relative_to(ROOT) for folder in FOLDERS for file in (ROOT / folder).rglob("*.py")]
-    packages = {".".join(("reelquant", *file.parent.parts)) for file in files}
-    assert {*project["tool"]["setuptools"]["packages"]} == packages | {"reelquant.calib_data"}
+    packages = {".".join(("reelquant", *file.parent.parts)) for file in files if file.parent != REGISTER}
+    listed = project["tool"]["setuptools"]["packages"]
+    assert {*listed} == packages | {"reelquant.calib_data", NAMESPACE} and len(listed) == len({*listed})
+    assert [file.name for file in files if file.parent == REGISTER] == ["reelquant.py"]
     for package in packages:
         assert ROOT.joinpath(*package.split(".")[1:], "__init__.py").is_file(), package
     folders = project["tool"]["setuptools"]["package-dir"]
-    assert folders == {f"reelquant.{folder}": folder for folder in (*FOLDERS, "calib_data")}
+    own = {f"reelquant.{folder}": folder for folder in (*FOLDERS, "calib_data")}
+    assert folders == {**own, NAMESPACE: REGISTER.as_posix()}
 
 
 def test_type_checkers_find_the_folders_under_the_import_name() -> None:
@@ -47,7 +52,17 @@ def test_type_checkers_find_the_folders_under_the_import_name() -> None:
 def test_the_base_install_is_lean(project: dict[str, Any]) -> None:
     names = {text.split(">")[0] for text in project["project"]["dependencies"]}
     assert names == {"av", "click", "numpy", "pillow", "rich", "tokenizers"}
-    extras = {"export", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx", "sign", "dev"}
+    extras = {
+        "export",
+        "openvino",
+        "onnxruntime",
+        "onnxruntime-gpu",
+        "tensorrt",
+        "tensorrt-rtx",
+        "sign",
+        "optimum",
+        "dev",
+    }
     assert project["project"]["optional-dependencies"].keys() == extras
 
 
@@ -69,6 +84,8 @@ def test_the_wheel(tmp_path: Path) -> None:
     assert all(any(ROOT.glob(pattern)) for pattern in data)
     wanted = [file for pattern in data for file in ROOT.glob(pattern)]
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == {f"reelquant/{file.relative_to(ROOT).as_posix()}" for file in wanted}
+    places = {file.relative_to(ROOT) for file in wanted}
+    registered = {f"{NAMESPACE.replace('.', '/')}/{file.name}" for file in places if file.parent == REGISTER}
+    assert packed == {f"reelquant/{file.as_posix()}" for file in places if file.parent != REGISTER} | registered
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in facts and "Provides-Extra: tensorrt-rtx" in facts

@@ -73,6 +73,16 @@ class Scheduler(ABC):
             )
         return timesteps
 
+    def draws(self, steps: int, skip: int = 0) -> list[int]:
+        """How many times diffusers' scheduler draws noise at each step of a run, of which it uses the last: for who hands in
+        what its generator would draw. None at any where it adds none.
+        """
+        if not self.adds_noise:
+            return []
+        stride, timesteps = self.config.num_train_timesteps // steps, self.timesteps(steps)[skip:]
+        # A second-order step draws for a first-order one before, and leaves that unused.
+        return [2 if i and timestep >= stride else 1 for i, timestep in enumerate(timesteps)]
+
     def add_noise(self, original: Latents, noise: Latents, timestep: int) -> Latents:
         """Return float32 latents as noisy as those of a training ``timestep``.
 
