@@ -25,7 +25,7 @@ from reelquant.runtime.sizes import Size
 
 
 @dataclass(frozen=True)
-class Need:
+class Requirements:
     """Of one network, in bytes: ``disk`` of its files, ``weights`` and ``activations`` in memory while it runs."""
 
     parameters: int
@@ -58,7 +58,7 @@ def component_needs(
     batch: int = 2,
     steps: int = 50,
     tiled: bool = False,
-) -> dict[str, Need]:
+) -> dict[str, Requirements]:
     """Needs by component. FLOPs are of one clip of ``steps`` steps, ``batch`` 2 where it is guided."""
     memory = engine_memory(engine)
     configs = {name: checkpoint.config(name) for name in ("transformer", "text_encoder", "vae")}
@@ -77,9 +77,11 @@ def component_needs(
     decoder = vae_footprint(configs["vae"], "decoder", height, width)
     later = (checkpoint.geometry.latent_frames(size) - 3) // 2
 
-    def need(weights: Mapping[str, Stored], disk: int, held: MemoryModel, footprint: Footprint, flops: float) -> Need:
+    def need(
+        weights: Mapping[str, Stored], disk: int, held: MemoryModel, footprint: Footprint, flops: float
+    ) -> Requirements:
         parameters = sum(math.prod(value.shape) for value in weights.values())
-        return Need(parameters, disk, *held.memory(disk, footprint.live, footprint.scores), flops)
+        return Requirements(parameters, disk, *held.memory(disk, footprint.live, footprint.scores), flops)
 
     halves = {
         half: {name: value for name, value in stored["vae"].items() if name.startswith(f"{half}.")}

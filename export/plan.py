@@ -10,7 +10,7 @@ from typing import Any
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.needs import (
-    Need,
+    Requirements,
     bundle_bytes,
     calibration_bytes,
     component_needs,
@@ -58,7 +58,7 @@ class Plan:
     latent_shape: tuple[int, ...]
     video_tokens: int
     text_tokens: int
-    components: dict[str, Need]
+    components: dict[str, Requirements]
     memory: int
     trace_memory: int
     calibration_memory: int

@@ -11,7 +11,7 @@ from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.decoder_bundle import DecoderTrial, quantize_decoder
-from reelquant.quant.evaluation.gate import check_twins
+from reelquant.quant.evaluation.gate import check_reference
 from reelquant.quant.evaluation.gate import gate as run_gate
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.graph.graph_files import load_graph
@@ -47,23 +47,32 @@ SEED = click.option(
     "--seed", type=click.IntRange(0), default=CalibrationPlan.seed, show_default=True, help="Calibration seed."
 )
 CLIP_SIZE = size_option("Size of the calibration clips [default: the bundle's].", "--calibration-size")
-CLIP_FRAMES = click.option("--calibration-frames", type=int, help="Their number of frames [default: the bundle's].")
+CLIP_FRAMES = click.option(
+    "--calibration-frames", type=int, help="Frames of each calibration clip [default: the bundle's]."
+)
 # Clips that calibration did not see, on which a quantized transformer is judged.
 TRIAL_DATA = click.option(
-    "--data", default=Trial.data, show_default=True, help="A set by name, or a folder; its last prompts are tried."
+    "--data",
+    default=Trial.data,
+    show_default=True,
+    help="A calibration set by name, or a folder; the last prompts of the set are tried.",
 )
 TRIAL_PROMPTS = click.option(
     "--prompts", type=click.IntRange(1), default=Trial.prompts, show_default=True, help="Clips that are tried."
 )
 TRIAL_STEPS = click.option(
-    "--steps", type=click.IntRange(1, MAX_STEPS), default=Trial.steps, show_default=True, help="Steps of each of them."
+    "--steps",
+    type=click.IntRange(1, MAX_STEPS),
+    default=Trial.steps,
+    show_default=True,
+    help="Denoising steps of each clip that is tried.",
 )
 TRIAL_SEED = click.option(
     "--seed",
     type=click.IntRange(0),
     default=Trial.seed,
     show_default=True,
-    help="Their seed, other than calibration's.",
+    help="Seed of the clips that are tried; calibration has another.",
 )
 GATE = click.option(
     "--gate/--no-gate",
@@ -86,7 +95,11 @@ REPLACE = click.option("--replace", is_flag=True, help="Replace OUT when it exis
 @CLIP_SIZE
 @CLIP_FRAMES
 @click.option(
-    "--engine", default=CalibrationPlan.engine, show_default=True, metavar="NAME", help="What runs the graphs."
+    "--engine",
+    default=CalibrationPlan.engine,
+    show_default=True,
+    metavar="NAME",
+    help="The engine that runs BUNDLE's graphs.",
 )
 @REPLACE
 @QUIET
@@ -229,7 +242,7 @@ def quantize(
 @OUT
 @REPLACE
 def rotate(bundle: Path, out: Path, replace: bool) -> None:
-    """Turn what attention hands on in BUNDLE (fp32) by a Hadamard matrix, at no cost: the same clips. Calibrate OUT then."""
+    """Fold a Hadamard rotation into to_v and to_out of BUNDLE (fp32); the output is unchanged. Calibrate OUT afterwards."""
     made = rotate_bundle(Bundle.open(bundle), out, replace)
     count = made.manifest.components["transformer"].passes["main"]["rotate"]["attentions"]
     click.echo(f"{out}: {count} attentions rotated; calibrate and quantize it as any fp32 bundle")
@@ -240,7 +253,11 @@ def rotate(bundle: Path, out: Path, replace: bool) -> None:
 @OUT
 @click.option("--data", default=DecoderTrial.data, show_default=True, help="A set by name, or a folder.")
 @click.option(
-    "--prompts", type=click.IntRange(1), default=DecoderTrial.prompts, show_default=True, help="Clips that give scales."
+    "--prompts",
+    type=click.IntRange(1),
+    default=DecoderTrial.prompts,
+    show_default=True,
+    help="Clips from which scales are taken.",
 )
 @click.option(
     "--held-out",
@@ -250,11 +267,23 @@ def rotate(bundle: Path, out: Path, replace: bool) -> None:
     help="Clips, of the last prompts, whose frames are compared.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1, MAX_STEPS), default=DecoderTrial.steps, show_default=True, help="Steps of each."
+    "--steps",
+    type=click.IntRange(1, MAX_STEPS),
+    default=DecoderTrial.steps,
+    show_default=True,
+    help="Denoising steps of each clip.",
 )
-@click.option("--seed", type=click.IntRange(0), default=DecoderTrial.seed, show_default=True, help="Of the first clip.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=DecoderTrial.seed, show_default=True, help="Seed of the first clip."
+)
 @click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: BUNDLE's].")
-@click.option("--engine", default=DecoderTrial.engine, show_default=True, metavar="NAME", help="What runs these clips.")
+@click.option(
+    "--engine",
+    default=DecoderTrial.engine,
+    show_default=True,
+    metavar="NAME",
+    help="The engine that renders the clips.",
+)
 @REPLACE
 @QUIET
 @JSON
@@ -290,12 +319,12 @@ def decoder(
 
 @click.command()
 @BUNDLE
-@click.argument("twin", type=click.Path(path_type=Path))
+@click.argument("reference", type=click.Path(path_type=Path))
 @TRIAL_DATA
 @TRIAL_PROMPTS
 @TRIAL_STEPS
 @TRIAL_SEED
-@click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: TWIN's].")
+@click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: REFERENCE's].")
 @ENGINE
 @QUIET
 @JSON
@@ -303,7 +332,7 @@ def decoder(
 def gate(
     context: click.Context,
     bundle: Path,
-    twin: Path,
+    reference: Path,
     data: str,
     prompts: int,
     steps: int,
@@ -313,10 +342,10 @@ def gate(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Hold BUNDLE, quantized, against TWIN, the fp32 bundle it was made from. Exit code 1 when it is not its twin any more."""
-    judged, teacher = Bundle.open(bundle), Bundle.open(twin)
+    """Hold BUNDLE, quantized, against REFERENCE, the fp32 bundle it was made from. Exit code 1 when it lost too much."""
+    judged, teacher = Bundle.open(bundle), Bundle.open(reference)
     engine = get_engine(engine).accuracy_engine
-    check_twins(judged, teacher, engine)
+    check_reference(judged, teacher, engine)
     size = parse_clip(clip) if clip else None
     trial = Trial(data, prompts, steps, seed, size, engine)
     with Progress(shown(quiet)) as progress:

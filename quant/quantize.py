@@ -114,8 +114,8 @@ def _gated(
     """
     limits = limits_of(written.stats["main"], "fp32")
     assert limits is not None  # something is quantized
-    twin = bundle.graph(QUANTIZED, "main")
-    verdict = judge(folder / written.graphs["main"], twin, limits, True, steps, trial.engine, progress)
+    reference = bundle.graph(QUANTIZED, "main")
+    verdict = judge(folder / written.graphs["main"], reference, limits, True, steps, trial.engine, progress)
     if verdict.faults:
         more = f" (and {len(verdict.faults) - 1} faults more)" if len(verdict.faults) > 1 else ""
         raise AccuracyError(

@@ -18,13 +18,21 @@ COMMANDS = {
     "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
     "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe a bundle's activation ranges."),
     "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
-    "rotate": ("reelquant.quant.commands:rotate", "export", "Before stage 2: even out what attention hands on."),
+    "rotate": (
+        "reelquant.quant.commands:rotate",
+        "export",
+        "Before stage 2: fold a Hadamard rotation into to_v and to_out.",
+    ),
     "quantize-decoder": (
         "reelquant.quant.commands:decoder",
         "export",
         "After stage 3: the VAE decoder in INT8, for OpenVINO.",
     ),
-    "gate": ("reelquant.quant.commands:gate", "export", "Hold a quantized bundle against its fp32 twin."),
+    "gate": (
+        "reelquant.quant.commands:gate",
+        "export",
+        "Compare a quantized bundle with its fp32 reference, layer by layer.",
+    ),
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),

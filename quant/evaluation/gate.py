@@ -1,7 +1,7 @@
-"""The gate: is a quantized bundle still its high-precision twin, and if not, which layer is to blame?
+"""The gate: is a quantized bundle still as good as its fp32 reference, and if not, which layer is to blame?
 
-Steps of the twin's own clips are run by both (teacher forcing), on the engine that will run the bundle. Whole runs say
-what a user would get; half a block at a time, each on the twin's values, says where it was lost: an error that one layer
+Steps of the reference's own clips are run by both (teacher forcing), on the engine that will run the bundle. Whole runs say
+what a user would get; half a block at a time, each on the reference's values, says where it was lost: an error that one layer
 makes is not drowned by the others'. Each linear is also run on the reference engine, fed what the engine's own was: one that computes
 something else than the graph says, sums that saturate for example, is found out by that, however small the whole error is.
 """
@@ -50,7 +50,7 @@ LIMITS = {
     "fp8": Limits(0.15, 0.12, 0.27, 0.99, 4.0, 0.09),
     "int4": Limits(0.20, 0.12, 0.30, 0.98, 4.0, 0.002),
 }
-# A quantized run that is closer than this to its twin was not quantized.
+# A quantized run that is closer than this to its reference was not quantized.
 _LEAST = 1e-4
 
 
@@ -127,20 +127,20 @@ class Verdict:
         }
 
 
-def check_twins(bundle: Bundle, twin: Bundle, engine: str) -> Limits:
-    """See, before any work, that the gate can hold ``bundle`` against ``twin``; return the limits of what it computes in.
+def check_reference(bundle: Bundle, reference: Bundle, engine: str) -> Limits:
+    """See, before any work, that the gate can hold ``bundle`` against ``reference``; return the limits of what it computes in.
 
     Raises:
         BadInput: it has no limits, being float32 or of a format that no CPU computes, the engine cannot run it, or
-            ``twin`` is not float32 or of another model.
+            ``reference`` is not float32 or of another model.
     """
     get_engine(engine).check_runs(bundle)
-    ours, theirs = bundle.manifest, twin.manifest
+    ours, theirs = bundle.manifest, reference.manifest
     if theirs.precision != "fp32":
-        raise BadInput(f"{twin.path} is {theirs.precision}; give the fp32 bundle that {bundle.path} was made from")
+        raise BadInput(f"{reference.path} is {theirs.precision}; give the fp32 bundle that {bundle.path} was made from")
     if (ours.task, ours.transformer) != (theirs.task, theirs.transformer):
         raise BadInput(
-            f"{bundle.path} and {twin.path} are not of one model; give the fp32 bundle that it was made from"
+            f"{bundle.path} and {reference.path} are not of one model; give the fp32 bundle that it was made from"
         )
     limits = limits_of(ours.components["transformer"].stats["main"] if ours.quantization is not None else {}, ours.base)
     if limits is None:
@@ -155,18 +155,18 @@ def limits_of(stats: Mapping[str, Any], base: str) -> Limits | None:
     return LIMITS.get(next((format for dtype, format in formats.items() if dtype in stored), base))
 
 
-def gate(bundle: Bundle, twin: Bundle, steps: Sequence[Step], engine: str, progress: Progress = SILENT) -> Verdict:
-    """Hold ``bundle`` against ``twin`` on ``steps`` of the twin (:func:`reelquant.quant.evaluation.teacher.record_steps`), on the
+def gate(bundle: Bundle, reference: Bundle, steps: Sequence[Step], engine: str, progress: Progress = SILENT) -> Verdict:
+    """Hold ``bundle`` against ``reference`` on ``steps`` of the reference (:func:`reelquant.quant.evaluation.teacher.record_steps`), on the
     engine that will run it.
 
     Raises:
-        BadInput: as :func:`check_twins`.
+        BadInput: as :func:`check_reference`.
         BundleError: a file was changed, or the transformers have different blocks.
     """
-    limits = check_twins(bundle, twin, engine)
-    for each in (bundle, twin):
+    limits = check_reference(bundle, reference, engine)
+    for each in (bundle, reference):
         each.check_hashes(lambda name: name.startswith("transformer/"))
-    other, teacher = (each.graph("transformer", "main") for each in (bundle, twin))
+    other, teacher = (each.graph("transformer", "main") for each in (bundle, reference))
     return judge(other, teacher, limits, bundle.manifest.quantization is not None, steps, engine, progress)
 
 
@@ -210,7 +210,7 @@ def _of_part(part: Part, limits: Limits, engine: str) -> list[Fault]:
         if not difference.finite:
             found.append(Fault(name, "its output is not finite: a weight or a scale is infinite or NaN"))
         elif difference.rel_l2 > limits.linear:
-            said = f"its output differs by {difference.rel_l2:.3f} from its twin's on the same input"
+            said = f"its output differs by {difference.rel_l2:.3f} from the reference's on the same input"
             found.append(Fault(name, f"{said}; {limits.linear} is the limit"))
         elif name in part.engine and not part.engine[name].rel_l2 <= limits.engine:
             said = f"{engine} computes something else than the graph says: its output differs by"
@@ -224,7 +224,7 @@ def _of_part(part: Part, limits: Limits, engine: str) -> list[Fault]:
         elif reach > limits.reach:
             found.append(Fault(name, f"its activation's scale reaches {reach:.1f} times the largest value: too coarse"))
     if not found and not (part.difference.finite and part.difference.rel_l2 <= limits.part):
-        said = f"what it hands on differs by {part.difference.rel_l2:.3f} from its twin's on the same input"
+        said = f"what it hands on differs by {part.difference.rel_l2:.3f} from the reference's on the same input"
         found.append(Fault(part.where, f"{said}, and no linear does; {limits.part} is the limit"))
     return found
 
@@ -234,10 +234,10 @@ def _of_run(worst: Difference, limits: Limits, quantized: bool) -> list[Fault]:
         return [Fault("transformer", "a run is not finite")]
     found = []
     if worst.rel_l2 > limits.step or worst.cosine < limits.cosine:
-        said = f"a run differs by {worst.rel_l2:.3f} from its twin's (cosine {worst.cosine:.4f})"
+        said = f"a run differs by {worst.rel_l2:.3f} from the reference's (cosine {worst.cosine:.4f})"
         found.append(Fault("transformer", f"{said}; {limits.step} and {limits.cosine} are the limits"))
     if quantized and worst.rel_l2 < _LEAST:
-        found.append(Fault("transformer", f"it is its twin within {worst.rel_l2:.1e}: nothing was quantized"))
+        found.append(Fault("transformer", f"it is the reference within {worst.rel_l2:.1e}: nothing was quantized"))
     return found
 
 

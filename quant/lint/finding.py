@@ -30,7 +30,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Subject:
+class LintContext:
     """A graph, the GPUs it is for ("sm89", …), and what its symbols are at the largest clip of the engine."""
 
     model: ir.Model

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from reelquant.quant.lint.finding import Finding, Subject, dtype_name
+from reelquant.quant.lint.finding import Finding, LintContext, dtype_name
 from reelquant.quant.lint.operators import SUPPORTED, WITHOUT_KERNEL
 
 # All of their float inputs must be of one type: strong typing casts nothing.
@@ -42,8 +42,8 @@ _ONE_TYPE = frozenset(
 _MOST_ELEMENTS = 2**31 - 1
 
 
-def operators(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def operators(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         if node.domain not in ("", "ai.onnx", "trt"):
             fault = f"{node.op_type} is of the domain {node.domain}, which TensorRT does not know"
             yield Finding("operator", node.name or "", fault, "express it in standard ONNX operators")
@@ -55,8 +55,8 @@ def operators(subject: Subject) -> Iterator[Finding]:
             yield Finding("operator", node.name or "", fault, "express it in other operators")
 
 
-def mixed_types(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def mixed_types(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         if node.op_type not in _ONE_TYPE:
             continue
         inputs = node.inputs[1:] if node.op_type == "Where" else node.inputs
@@ -67,14 +67,14 @@ def mixed_types(subject: Subject) -> Iterator[Finding]:
             yield Finding("mixed-types", node.name or "", fault, "cast its inputs to one type")
 
 
-def volumes(subject: Subject) -> Iterator[Finding]:
+def volumes(context: LintContext) -> Iterator[Finding]:
     """A warning: TensorRT-RTX 1.7.1 builds such graphs, while NVIDIA says of standard TensorRT that its convolutions do not
     take them (https://github.com/NVIDIA/TensorRT/issues/4123).
     """
-    attention = {id(value) for each in subject.attentions for value in _scores(each.scores, each.mix)}
-    for node in subject.nodes:
+    attention = {id(value) for each in context.attentions for value in _scores(each.scores, each.mix)}
+    for node in context.nodes:
         for value in node.outputs:
-            elements = subject.elements(value)
+            elements = context.elements(value)
             if elements is not None and elements > _MOST_ELEMENTS and id(value) not in attention:
                 fault = (
                     f"{value.name} has {elements:,} elements, beyond 2³¹ - 1, which not all of TensorRT's kernels take"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from reelquant.quant.lint.finding import Finding, Subject, constant, dtype_name
+from reelquant.quant.lint.finding import Finding, LintContext, constant, dtype_name
 
 _MOST_DIMENSIONS = 8
 _NOT_CAST_TO = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT16", "STRING", "COMPLEX64", "COMPLEX128"})
@@ -16,8 +16,8 @@ _SHAPES = {"Reshape": (1,), "Expand": (1,), "Tile": (1,), "ConstantOfShape": (0,
 _RESIZED = {"linear": 3, "cubic": 2}  # how many of the last dimensions
 
 
-def casts(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def casts(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         to = ir.DataType(node.attributes.get_int("to", 1)) if node.op_type == "Cast" else None
         if to is not None and to.name in _NOT_CAST_TO:
             yield Finding(
@@ -25,16 +25,16 @@ def casts(subject: Subject) -> Iterator[Finding]:
             )
 
 
-def dimensions(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def dimensions(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         for value in node.outputs:
             if value.shape is not None and value.shape.rank() > _MOST_DIMENSIONS:
                 fault = f"{value.name} has {value.shape.rank()} dimensions, and TensorRT's tensors have at most 8"
                 yield Finding("dimensions", node.name or "", fault, "join dimensions that are next to one another")
 
 
-def shapes_from_data(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def shapes_from_data(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         places = (1,) if node.op_type.startswith("Reduce") else _SHAPES.get(node.op_type, ())
         for place in places:
             value = node.inputs[place] if place < len(node.inputs) else None
@@ -43,16 +43,16 @@ def shapes_from_data(subject: Subject) -> Iterator[Finding]:
                 yield Finding("shape-from-data", node.name or "", fault, "compute it of shapes, or make it a constant")
 
 
-def convolutions(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def convolutions(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         weight = node.inputs[1] if node.op_type in ("Conv", "ConvTranspose") else None
         if weight is not None and weight.shape is not None and weight.shape.rank() > 5:
             fault = f"{node.op_type} over {weight.shape.rank() - 2} axes; TensorRT convolves over at most 3"
             yield Finding("convolution", node.name or "", fault, "convolve over fewer axes at a time")
 
 
-def resizes(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def resizes(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         if node.op_type != "Resize":
             continue
         mode = node.attributes.get_string("mode", "nearest")
@@ -62,8 +62,8 @@ def resizes(subject: Subject) -> Iterator[Finding]:
             yield Finding("resize", node.name or "", fault, "resize fewer dimensions, or use mode nearest")
 
 
-def attention_operators(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def attention_operators(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         if node.op_type != "Attention" or node.domain != "":
             continue
         query = node.inputs[0]
@@ -77,8 +77,8 @@ def attention_operators(subject: Subject) -> Iterator[Finding]:
             yield Finding("attention-operator", node.name or "", fault, "write it as MatMul, Tanh, Softmax, MatMul")
 
 
-def blocks(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def blocks(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         size = node.attributes.get_int("block_size", 0)
         if size and size != 16 and any(_is_fp4(value) for value in (*node.inputs, *node.outputs)):
             fault = f"FP4 in blocks of {size}; TensorRT's are of 16"

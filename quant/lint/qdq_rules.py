@@ -7,14 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from reelquant.quant.lint.finding import Finding, Subject, constant, dtype_name
+from reelquant.quant.lint.finding import Finding, LintContext, constant, dtype_name
 
 _STORABLE = frozenset({"INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1"})
 _PRODUCTS = ("MatMul", "Gemm", "Conv")
 
 
-def scales(subject: Subject) -> Iterator[Finding]:
-    for node in _qdq(subject):
+def scales(context: LintContext) -> Iterator[Finding]:
+    for node in _qdq(context):
         scale = node.inputs[1]
         tensor = constant(scale)
         if scale is None or tensor is None:
@@ -29,16 +29,16 @@ def scales(subject: Subject) -> Iterator[Finding]:
             yield Finding("scale-type", node.name or "", fault, "store the scale in the type of what is quantized")
 
 
-def zero_points(subject: Subject) -> Iterator[Finding]:
-    for node in _qdq(subject):
+def zero_points(context: LintContext) -> Iterator[Finding]:
+    for node in _qdq(context):
         tensor = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if tensor is not None and tensor.numpy().astype(np.float32).any():
             fault = f"{node.op_type} has a zero point that is not zero, and TensorRT quantizes symmetrically only"
             yield Finding("zero-point", node.name or "", fault, "quantize symmetrically (absmax / 127)")
 
 
-def stored_types(subject: Subject) -> Iterator[Finding]:
-    for node in _qdq(subject):
+def stored_types(context: LintContext) -> Iterator[Finding]:
+    for node in _qdq(context):
         read = node.op_type == "DequantizeLinear"
         stored = node.inputs[0] if read else node.outputs[0]
         able = _STORABLE if read else _STORABLE | {"UINT8"}  # which may leave a graph, and not be read in it
@@ -47,8 +47,8 @@ def stored_types(subject: Subject) -> Iterator[Finding]:
             yield Finding("stored-type", node.name or "", fault, "keep biases in the graph's own precision")
 
 
-def product_formats(subject: Subject) -> Iterator[Finding]:
-    for node in subject.nodes:
+def product_formats(context: LintContext) -> Iterator[Finding]:
+    for node in context.nodes:
         if node.op_type not in _PRODUCTS:
             continue
         formats = [_format(value, activation=i == 0) for i, value in enumerate(node.inputs[:2])]
@@ -57,8 +57,8 @@ def product_formats(subject: Subject) -> Iterator[Finding]:
             yield Finding("product-formats", node.name or "", fault, "quantize both sides in one format")
 
 
-def _qdq(subject: Subject) -> Iterator[ir.Node]:
-    return (node for node in subject.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+def _qdq(context: LintContext) -> Iterator[ir.Node]:
+    return (node for node in context.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
 
 
 def _format(value: ir.Value | None, activation: bool) -> ir.DataType | None:

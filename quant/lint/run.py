@@ -8,13 +8,13 @@ import onnx_ir as ir
 
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.lint import attention_rules, graph_rules, parser_rules, qdq_rules, target_rules
-from reelquant.quant.lint.finding import Finding, Subject
+from reelquant.quant.lint.finding import Finding, LintContext
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.tensorrt.stage import engine_profiles
 from reelquant.runtime.errors import BundleError
 
-RULES: dict[str, Callable[[Subject], Iterator[Finding]]] = {
+RULES: dict[str, Callable[[LintContext], Iterator[Finding]]] = {
     "operators": graph_rules.operators,
     "mixed types": graph_rules.mixed_types,
     "volumes": graph_rules.volumes,
@@ -38,8 +38,8 @@ RULES: dict[str, Callable[[Subject], Iterator[Finding]]] = {
 
 def lint(model: ir.Model, targets: tuple[str, ...] = (), symbols: Mapping[str, int] | None = None) -> list[Finding]:
     """Everything in ``model`` that TensorRT would refuse or leave unfused, for these GPUs and at this size."""
-    subject = Subject(model, targets, symbols or {})
-    return [finding for rule in RULES.values() for finding in rule(subject)]
+    context = LintContext(model, targets, symbols or {})
+    return [finding for rule in RULES.values() for finding in rule(context)]
 
 
 def lint_bundle(bundle: Bundle, spec: BuildSpec) -> dict[str, list[Finding]]:

@@ -14,8 +14,8 @@ from reelquant.quant.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Line:
-    """``rel_l2`` is of the product's output on its twin's input, the worst of all steps; None where it was not measured."""
+class Row:
+    """``rel_l2`` is of the product's output on the reference's input, the worst of all steps; None where it was not measured."""
 
     name: str
     numerics: str
@@ -27,7 +27,7 @@ class Line:
 
 def explain(
     model: ir.Model, recipe: Recipe, skipped: Mapping[str, str], errors: Mapping[str, float | None]
-) -> list[Line]:
+) -> list[Row]:
     """One line per linear and attention of ``model``, the fp32 graph, in its order."""
     recipe = recipe.for_blocks([node.name or "" for node in model.graph])
     names = [linear.name for linear in linear_nodes(model)]
@@ -40,11 +40,11 @@ def explain(
         balanced = stored and method.balances and isinstance(numerics, Quantized)
         rounded = stored and numerics != HIGH and not isinstance(numerics, BlockQuantized)
         strength = (method.strength or 0.0) if balanced else None
-        lines.append(Line(name, named, strength, method.rounding if rounded else "", why, errors.get(name)))
+        lines.append(Row(name, named, strength, method.rounding if rounded else "", why, errors.get(name)))
     return lines
 
 
-def as_table(lines: Iterable[Line]) -> str:
+def as_table(lines: Iterable[Row]) -> str:
     """For a terminal."""
     rows = [("linear or attention", "numerics", "balance", "rounding", "rel. L2", "why")]
     for line in lines:
@@ -57,5 +57,5 @@ def as_table(lines: Iterable[Line]) -> str:
     )
 
 
-def as_json(lines: Iterable[Line]) -> list[dict[str, object]]:
+def as_json(lines: Iterable[Row]) -> list[dict[str, object]]:
     return [asdict(line) for line in lines]

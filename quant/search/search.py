@@ -34,7 +34,7 @@ _TIMED = 7
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A recipe that keeps the budget; each product's error alone, which stay high, and the whole's error."""
 
     recipe: Recipe
@@ -52,7 +52,7 @@ def search(
     engine: str,
     base: str = "fp32",
     progress: Progress = SILENT,
-) -> Found:
+) -> SearchResult:
     """The recipe with the fewest bytes high that keeps ``rel_l2``, or with the least error within a size or a time.
 
     Errors are those of the reference engine, seconds those of ``engine``.
@@ -93,7 +93,7 @@ def search(
             name=f"{recipe.name}-within",
             description=f"{recipe.name}, with {len(high)} of {len(order)} products left high to keep {budget}",
         )
-        return Found(found, errors, tuple(high), probe.error(set(order) - set(high)))
+        return SearchResult(found, errors, tuple(high), probe.error(set(order) - set(high)))
 
 
 def _kept(recipe: Recipe, high: Sequence[str], errors: Mapping[str, float] | None = None) -> Recipe:

@@ -174,8 +174,8 @@ def end_with_flaws(context: click.Context, flaws: tuple[str, ...], output: Path)
     """A clip that shows nothing, or nothing that moves, is no success: say so, and end with exit code 1."""
     for flaw in flaws:
         click.echo(
-            f"{output} is {flaw}: written, but its making most likely broke; try another seed, and if it stays, hold the "
-            "bundle against its fp32 one: reelquant gate",
+            f"{output} is {flaw}: the file was written, but generation probably failed; try "
+            "another seed, and if the clip stays so, compare the bundle with its fp32 reference: reelquant gate",
             err=True,
         )
         context.exit(1)

@@ -69,11 +69,11 @@ from reelquant.quant.evaluation.gate import gate
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines import openvino
-bundle, twin = (Bundle.open(Path(path)) for path in sys.argv[1:3])
-steps = Trial("demo", prompts=1, steps=1).record(twin)
+bundle, reference = (Bundle.open(Path(path)) for path in sys.argv[1:3])
+steps = Trial("demo", prompts=1, steps=1).record(reference)
 if json.loads(sys.argv[3]):
     openvino._overflows = lambda model: False
-print(json.dumps(gate(bundle, twin, steps, "openvino").as_json()))
+print(json.dumps(gate(bundle, reference, steps, "openvino").as_json()))
 """
 
 
@@ -189,14 +189,14 @@ def test_openvino_is_asked_and_not_guessed(ran: Any) -> None:
 
 
 def test_the_gate_finds_an_engine_that_saturates(demo_bundle: BundleMaker) -> None:
-    bundle, twin = demo_bundle("t2v", "int8"), demo_bundle("t2v", "fp32")
-    good, bad = (under("AVX2", _GATE, bundle.path, twin.path, json.dumps(forced)) for forced in (False, True))
+    bundle, reference = demo_bundle("t2v", "int8"), demo_bundle("t2v", "fp32")
+    good, bad = (under("AVX2", _GATE, bundle.path, reference.path, json.dumps(forced)) for forced in (False, True))
     assert good["faults"] == [] and good["engine"] == "openvino" and good["reference_engine"] == "onnxruntime"
     assert 0 < good["engine_rel_l2"] < good["limits"]["engine"] < bad["engine_rel_l2"]
     first = bad["faults"][0]
     assert first["where"].startswith("transformer_blocks.0.attn1.to_")
     assert "openvino computes something else than the graph says: its output differs by 0.0" in first["what"]
-    # It is the finding of that comparison alone: against the fp32 twin such an engine stays within every limit.
+    # It is the finding of that comparison alone: against the fp32 reference such an engine stays within every limit.
     assert all("something else than the graph says" in fault["what"] for fault in bad["faults"])
     assert bad["rel_l2"] > 1.2 * good["rel_l2"]
 

@@ -49,8 +49,8 @@ def steps(demo_bundle: BundleMaker) -> Steps:
     return record
 
 
-def judged(bundle: Bundle, twin: Bundle, steps: Sequence[Step]) -> Verdict:
-    return gate(bundle, twin, steps, ENGINE)
+def judged(bundle: Bundle, reference: Bundle, steps: Sequence[Step]) -> Verdict:
+    return gate(bundle, reference, steps, ENGINE)
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8", "int8-minmax", "int4-weight", "fp16"])
@@ -199,17 +199,17 @@ def test_a_bundle_that_is_not_quantized_is_caught(demo_bundle: BundleMaker, step
     """Its manifest says INT8, and every Q/DQ was removed."""
 
     def undo(model: ir.Model) -> None:
-        twin = load_mapped(demo_bundle("t2v", "fp32").graph("transformer", "main"))
+        reference = load_mapped(demo_bundle("t2v", "fp32").graph("transformer", "main"))
         values = {value.name: value for node in model.graph for value in node.outputs}
-        for each, exact in zip(linear_nodes(model), linear_nodes(twin), strict=True):
+        for each, exact in zip(linear_nodes(model), linear_nodes(reference), strict=True):
             if exact.weight in model.graph.initializers:
                 continue
-            again = ir.val(exact.weight, const_value=twin.graph.initializers[exact.weight].const_value)
+            again = ir.val(exact.weight, const_value=reference.graph.initializers[exact.weight].const_value)
             model.graph.register_initializer(again)
             each.node.replace_input_with(1, again)
             each.node.replace_input_with(0, values[exact.activation])
             bias = f"{each.name}.bias"
-            model.graph.initializers[bias].const_value = twin.graph.initializers[bias].const_value
+            model.graph.initializers[bias].const_value = reference.graph.initializers[bias].const_value
 
     bundle = spoiled(demo_bundle("t2v", "int8"), undo, tmp_path / "undone")
     verdict = judged(bundle, demo_bundle("t2v", "fp32"), steps("t2v"))
@@ -233,11 +233,11 @@ def test_differences() -> None:
 
 
 def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    twin, quick = demo_bundle("t2v", "fp32").path, ("--data", "demo", "--prompts", "1", "--steps", "2")
-    good = run(capfd, "gate", demo_bundle("t2v", "int8").path, twin, *quick)
+    reference, quick = demo_bundle("t2v", "fp32").path, ("--data", "demo", "--prompts", "1", "--steps", "2")
+    good = run(capfd, "gate", demo_bundle("t2v", "int8").path, reference, *quick)
     assert good.code == 0 and "passed; relative L2 0.0" in good.out
     bundle = spoiled(demo_bundle("t2v", "int8"), weight_scale(8), tmp_path / "spoiled")
-    bad = run(capfd, "gate", bundle.path, twin, *quick, "--json")
+    bad = run(capfd, "gate", bundle.path, reference, *quick, "--json")
     said = json.loads(bad.out)
     assert bad.code == 1 and said["faults"][0]["where"] == ANYWHERE
     assert len(said["runs"]) == 2 and said["rel_l2"] == max(run["rel_l2"] for run in said["runs"])

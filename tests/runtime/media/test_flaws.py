@@ -68,4 +68,4 @@ def test_the_command_ends_with_1_and_the_clip_is_there(
     ran = run(capfd, *command, "--json")
     assert (tmp_path / "clip.npy").exists()
     assert ran.code == (1 if flaw else 0) and json.loads(ran.out)["flaws"] == ([flaw] if flaw else [])
-    assert (f"clip.npy is {flaw}: written, but its making most likely broke" in ran.err) == bool(flaw)
+    assert (f"clip.npy is {flaw}: the file was written, but generation probably failed" in ran.err) == bool(flaw)
