@@ -24,7 +24,7 @@ PRECISIONS := fp32 int8 fp8
 PROMPT_t2v := a red circle moves right on a white background
 PROMPT_i2v := a blue triangle moves up on a grey background
 
-.PHONY: help export test test-slow test-gpu lint format demo-model peers bench clean
+.PHONY: help export test test-slow test-gpu lint format docs demo-model peers bench clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,7 +34,7 @@ help:  ## Show this list
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,sign,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,sign,docs,dev]'
 	@touch $@
 
 ifeq ($(MODEL),)
@@ -76,6 +76,9 @@ lint: $(READY)  ## ruff and mypy --strict
 format: $(READY)  ## Let ruff rewrite the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## The documentation as a site, in build/docs; a dead link is an error
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
 
 demo-model: $(READY)  ## Train the demo checkpoints again (work for a GPU; resumable)
 	$(BIN)/python -m demo.train

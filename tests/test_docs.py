@@ -15,7 +15,12 @@ import pytest
 from reelquant.runtime.cli import cli
 from tests.conftest import ROOT, BundleMaker
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "guide").glob("*.md")),
+]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
@@ -85,3 +90,22 @@ def test_make_targets_and_variables_exist(page: str, line: str) -> None:
 @pytest.mark.parametrize("module", sorted({m for _, line in typed() for m in re.findall(r"python -m ([\w.]+)", line)}))
 def test_modules_that_are_run_exist(module: str) -> None:
     assert find_spec(module) is not None
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """A link that leads nowhere, a page that no table of contents has, a name that autodoc does not find."""
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(ROOT / "docs")]
+    ran = subprocess.run([*build, str(tmp_path / "site")], check=False, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    commands = (tmp_path / "site" / "reference" / "cli.html").read_text("utf-8")
+    assert all(f"reelquant {name}" in commands.replace("-", " ") for name in ("export", "generate", "quantize decoder"))
+    assert "ReelquantPipeline" in (tmp_path / "site" / "reference" / "api.html").read_text("utf-8")
+
+
+def test_every_numerics_and_every_public_name_is_in_the_docs() -> None:
+    from reelquant import runtime
+    from reelquant.quant.numerics import NUMERICS
+
+    recipes = (ROOT / "docs" / "guide" / "recipes.md").read_text("utf-8")
+    assert [name for name in NUMERICS if f"`{name}`" not in recipes] == []
+    assert all(getattr(runtime, name).__doc__ for name in runtime.__all__)

@@ -61,6 +61,7 @@ def test_the_base_install_is_lean(project: dict[str, Any]) -> None:
         "tensorrt-rtx",
         "sign",
         "optimum",
+        "docs",
         "dev",
     }
     assert project["project"]["optional-dependencies"].keys() == extras
