@@ -22,10 +22,12 @@ from reelquant.runtime.errors import BadInput
 from reelquant.runtime.media.images import Picture
 from reelquant.runtime.media.video import Video
 from reelquant.runtime.models.cogvideox.schedulers import NAMES
+from reelquant.runtime.monitor import Monitor, OnStep
 from reelquant.runtime.pipeline import Pipeline, load_pipeline
 from reelquant.runtime.request import Request, ResolvedRequest
 
 Floats = NDArray[np.float32]
+Callback = Callable[[Any, int, int, dict[str, Any]], Any]
 
 
 class ReelquantPipelineOutput(NamedTuple):
@@ -111,7 +113,7 @@ class ReelquantPipeline:
         latents: Any = None,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, int, dict[str, Any]], Any] | None = None,
+        callback_on_step_end: Callback | None = None,
     ) -> Any:
         """Make a clip of each prompt, ``num_videos_per_prompt`` times: a :class:`ReelquantPipelineOutput`, or without
         ``return_dict`` a tuple of its fields. What is None is the bundle's default.
@@ -119,7 +121,7 @@ class ReelquantPipeline:
         ``generator`` is a seed, a NumPy generator, or a torch generator of the CPU: of that the noise is drawn as diffusers
         draws it, so that the clip is the one that diffusers makes, but for what the precision loses. ``latents`` [1,
         latent_frames, channels, h, w] replace the first draw. ``callback_on_step_end(pipe, step, timestep, {})`` is called
-        after each denoising step, with -1 for the timestep; what it raises ends the clip.
+        after each denoising step; what it raises ends the clip.
 
         Raises:
             BadInput: an argument cannot be used; the message says what can.
@@ -134,20 +136,26 @@ class ReelquantPipeline:
             height=height, width=width, scheduler=self._scheduler, video=video, strength=strength,
         )  # fmt: skip
 
-        def heard(stage: str, done: int, total: int) -> None:
-            if stage == "denoise" and callback_on_step_end is not None:
-                callback_on_step_end(self, done - 1, -1, {})
-
         made: list[Any] = []
         for text in prompts:
             for _ in range(num_videos_per_prompt):
                 resolved = self._drawn(replace(asked, prompt=text), generator, latents)
+                heard = self._heard(resolved, callback_on_step_end)
                 if output_type == "latent":
-                    made.append(self.pipeline.sample(resolved))
+                    made.append(self.pipeline.sample(resolved, Monitor(on_step=heard)))
                     continue
                 frames = self.pipeline.generate(resolved, on_step=heard).frames
                 made.append([Image.fromarray(f) for f in frames] if output_type == "pil" else frames / np.float32(255))
         return ReelquantPipelineOutput(made) if return_dict else (made,)
+
+    def _heard(self, resolved: ResolvedRequest, callback: Callback | None) -> OnStep:
+        timesteps = resolved.scheduler.timesteps(resolved.steps)[resolved.skip :]
+
+        def heard(stage: str, done: int, total: int) -> None:
+            if stage == "denoise" and callback is not None:
+                callback(self, done - 1, int(timesteps[done - 1]), {})
+
+        return heard
 
     def _drawn(self, request: Request, generator: Any, latents: Any) -> ResolvedRequest:
         """``request`` with what diffusers' pipelines would draw from ``generator``, in their order."""

@@ -6,6 +6,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.engine import Engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import engine_names, get_engine, installed_engine
+from reelquant.runtime.errors import EngineError
 
 
 def choose_engine(bundle: Bundle, options: EngineOptions) -> tuple[Engine, str]:
@@ -35,5 +36,8 @@ def why_not(bundle: Bundle, name: str) -> str | None:
     """Why the engine of this name cannot run ``bundle`` here; None where it can."""
     if name not in engine_names():
         return f"there is no engine {name} here"
-    engine = get_engine(name)
+    try:
+        engine = get_engine(name)
+    except EngineError as error:
+        return str(error)
     return engine.refuses(bundle.manifest) if engine.installed() else f"not installed: {engine.remedy()}"

@@ -16,7 +16,7 @@ from reelquant.runtime.engines.onnx_engine import OnnxEngine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
-from reelquant.runtime.errors import BundleError, EngineError
+from reelquant.runtime.errors import BadInput, BundleError, EngineError
 from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm
 from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.machine.memory import give_back_at_once
@@ -65,6 +65,10 @@ class OnnxRuntime(OnnxEngine):
         ort, on_cpu = self.module(), self.on_cpu()
         if on_cpu:
             self.refuse_device(options)
+        elif options.device >= len(gpus().names):
+            raise BadInput(
+                f"there is no GPU {options.device} here, only {', '.join(gpus().names)}; see: reelquant doctor"
+            )
         chosen = ort.SessionOptions()
         chosen.log_severity_level = 3
         # The graph says its own numerics: by default, what is fed to linears with INT8 weights would be quantized too.

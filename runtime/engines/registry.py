@@ -11,10 +11,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from reelquant.runtime.engines.engine import REFERENCE_ENGINE, Engine
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE, Engine, one_line
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Session
-from reelquant.runtime.errors import BadInput
+from reelquant.runtime.errors import BadInput, EngineError
 
 DEFAULT_ENGINE = "openvino"
 GROUP = "reelquant.engines"
@@ -41,18 +41,24 @@ def get_engine(name: str) -> Engine:
 
     Raises:
         BadInput: there is none; the message lists those that are.
+        EngineError: another package brings it, and fails to load.
     """
     point = _OWN.get(name) or next((point for point in _others() if point.name == name), None)
     if point is None:
         raise BadInput(f"unknown engine {name!r}; one of {', '.join(engine_names())}")
-    made: Any = point.load()
-    engine: Engine = made if isinstance(made, Engine) else made()
+    try:
+        made: Any = point.load()
+        engine: Engine = made if isinstance(made, Engine) else made()
+    except Exception as error:  # of another package, so anything
+        raise EngineError(
+            f"the engine {name} ({point.value}) does not load: {one_line(error)}; install its package again, or remove it"
+        ) from error
     return engine
 
 
 def onnx_engines() -> tuple[str, ...]:
-    """The names of the engines that run ONNX files."""
-    return tuple(name for name in engine_names() if get_engine(name).runs_onnx)
+    """The names of reelquant's own engines that run ONNX files."""
+    return tuple(name for name in engine_names() if name in _OWN and get_engine(name).runs_onnx)
 
 
 def installed_engine() -> Engine:

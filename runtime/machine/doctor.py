@@ -14,6 +14,7 @@ from reelquant.runtime.engines.choose_engine import why_not
 from reelquant.runtime.engines.engine import EngineReport
 from reelquant.runtime.engines.precision_notes import Note
 from reelquant.runtime.engines.registry import engine_names, get_engine
+from reelquant.runtime.errors import EngineError
 from reelquant.runtime.machine.cpu_units import cpu_info, instruction_sets, read_lines
 
 
@@ -31,7 +32,14 @@ class Machine:
 
 def diagnose() -> list[EngineReport]:
     """Try every engine. Never raises for one that is missing or broken."""
-    return [get_engine(name).report() for name in engine_names()]
+    return [_report(name) for name in engine_names()]
+
+
+def _report(name: str) -> EngineReport:
+    try:
+        return get_engine(name).report()
+    except EngineError as error:  # of another package, which does not load
+        return EngineReport(name, False, None, "", str(error), "")
 
 
 def precisions(reports: Sequence[EngineReport]) -> dict[str, tuple[Note, ...]]:

@@ -96,16 +96,16 @@ def test_noise_that_is_handed_in(pipe: ReelquantPipeline) -> None:
 
 
 def test_steps_are_heard_and_can_end_the_clip(pipe: ReelquantPipeline) -> None:
-    heard: list[int] = []
+    heard: list[tuple[int, int]] = []
 
     def stop(self: Any, step: int, timestep: int, kwargs: dict[str, Any]) -> None:
-        heard.append(step)
+        heard.append((step, timestep))
         if step == 1:
             raise Cancelled("enough")
 
     with pytest.raises(Cancelled, match="enough"):
         pipe(PROMPT, num_inference_steps=4, callback_on_step_end=stop)
-    assert heard == [0, 1]
+    assert heard == [(0, 999), (1, 749)]
 
 
 def test_schedulers_by_name_or_by_diffusers_class(pipe: ReelquantPipeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import local
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -70,7 +71,8 @@ class CudaRuntime:
         except ImportError as error:
             raise MissingExtra("cuda-bindings", "tensorrt") from error
         self._cuda: Any = runtime
-        self._call("cudaSetDevice", device)
+        self._device, self._threads = device, local()
+        self._choose_device()
 
     def allocate(self, size: int) -> int:
         return int(self._call("cudaMalloc", max(size, 1)))
@@ -121,6 +123,16 @@ class CudaRuntime:
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """``cuda.bindings`` answers (error, *results); the one result, or None."""
+        self._choose_device()
+        return self._asked(name, *arguments)
+
+    def _choose_device(self) -> None:
+        """CUDA's current device is a thread's own, and a pipeline may be shared by threads."""
+        if getattr(self._threads, "device", None) != self._device:
+            self._asked("cudaSetDevice", self._device)
+            self._threads.device = self._device
+
+    def _asked(self, name: str, *arguments: Any) -> Any:
         error, *results = getattr(self._cuda, name)(*arguments)
         if int(error) != 0:
             raise EngineError(f"CUDA refused {name}: {error.name} ({int(error)}); see: reelquant doctor")

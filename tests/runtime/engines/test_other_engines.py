@@ -61,3 +61,15 @@ def test_it_is_in_every_list(environment: dict[str, str], demo_bundle: BundleMak
     assert [report["engine"] for report in reports if report["usable"]] == ["openvino", "onnxruntime", "toy"]
     unknown = reelquant({**os.environ}, "build", demo_bundle("t2v", "fp32").path, "--engine", "toy")
     assert unknown.returncode == 2 and "unknown engine 'toy'; one of openvino" in unknown.stderr
+
+
+def test_one_that_is_broken_is_a_reason_and_hides_no_other(
+    environment: dict[str, str], demo_bundle: BundleMaker, tmp_path: Path
+) -> None:
+    (tmp_path / "site" / "toy_engine.py").write_text("import a_package_that_is_not_there\n")
+    reports = json.loads(reelquant(environment, "doctor", "--json").stdout)["engines"]
+    (toy,) = (report for report in reports if report["engine"] == "toy")
+    assert not toy["usable"] and "the engine toy (toy_engine:ToyEngine) does not load: No module named" in toy["reason"]
+    assert [report["engine"] for report in reports if report["usable"]] == ["openvino", "onnxruntime"]
+    asked = reelquant(environment, "build", demo_bundle("t2v", "fp32").path, "--engine", "toy")
+    assert asked.returncode == 2 and "does not load" in asked.stderr and "Traceback" not in asked.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from threading import Thread, current_thread
 
 import numpy as np
 import pytest
@@ -40,3 +41,22 @@ def test_every_call_reaches_cuda(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(runtime, "cudaSetDevice", lambda device: (runtime.cudaError_t.cudaSuccess,))
     with pytest.raises(EngineError, match=f"CUDA refused {name}: cudaError"):
         CALLS[name](CudaRuntime())
+
+
+@NO_GPU
+def test_every_thread_computes_on_the_chosen_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA's current device is a thread's own: in a new one it would be the first GPU."""
+    chosen: list[tuple[str, int]] = []
+
+    def choose(device: int) -> tuple[object]:
+        chosen.append((current_thread().name, device))
+        return (runtime.cudaError_t.cudaSuccess,)
+
+    monkeypatch.setattr(runtime, "cudaSetDevice", choose)
+    monkeypatch.setattr(runtime, "cudaMalloc", lambda size: (runtime.cudaError_t.cudaSuccess, 4096))
+    cuda = CudaRuntime(1)
+    worker = Thread(target=lambda: [cuda.allocate(1), cuda.allocate(1)], name="worker")
+    worker.start()
+    worker.join()
+    cuda.allocate(1)
+    assert chosen == [(current_thread().name, 1), ("worker", 1)]
