@@ -11,7 +11,7 @@ from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cann
 from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibration.plan import CalibrationPlan
-from reelquant.quant.commands import CLIP_FRAMES, CLIP_SIZE, GATE, OUT, PROMPTS, REPLACE, SEED, STEPS
+from reelquant.quant.commands.options import GATE, OUT, REPLACE, SAMPLING
 from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import (
     BUILD_SPEC,
@@ -55,11 +55,7 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 )
 @BUILD_SPEC
 @click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
-@PROMPTS
-@STEPS
-@SEED
-@CLIP_SIZE
-@CLIP_FRAMES
+@SAMPLING
 @GATE
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
@@ -77,11 +73,7 @@ def export(
     base: str | None,
     spec: BuildSpec,
     data: str,
-    prompts: int,
-    steps: int,
-    seed: int,
-    calibration_size: tuple[int, int] | None,
-    calibration_frames: int | None,
+    sampling: CalibrationPlan,
     gate: bool,
     work: Path | None,
     only_plan: bool,
@@ -90,7 +82,6 @@ def export(
     as_json: bool,
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
-    sampling = CalibrationPlan(prompts, steps, seed, size=calibration_size, frames=calibration_frames)
     plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, spec, gate)
     if only_plan:
         _print_plan(checkpoint, out, plan, as_json)

@@ -16,22 +16,26 @@ from reelquant.runtime.machine.interrupt import SAID, Interruptible
 COMMANDS = {
     "export": ("reelquant.export.commands:export", "export", "Run the whole road: a checkpoint in, a bundle out."),
     "trace": ("reelquant.export.commands:trace", "export", "Stage 1: a checkpoint's networks as an fp32 bundle."),
-    "calibrate": ("reelquant.quant.commands:calibrate", "export", "Stage 2: observe a bundle's activation ranges."),
-    "quantize": ("reelquant.quant.commands:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
-    "rotate": (
-        "reelquant.quant.commands:rotate",
+    "calibrate": (
+        "reelquant.quant.commands.calibrate:calibrate",
         "export",
-        "Before stage 2: fold a Hadamard rotation into to_v and to_out.",
+        "Stage 2: observe a bundle's activation ranges.",
+    ),
+    "quantize": ("reelquant.quant.commands.quantize:quantize", "export", "Stage 3: insert Q/DQ by a recipe."),
+    "rotate": (
+        "reelquant.quant.commands.rotate:rotate",
+        "export",
+        "Before stage 2: a Hadamard rotation in to_v and to_out.",
     ),
     "quantize-decoder": (
-        "reelquant.quant.commands:decoder",
+        "reelquant.quant.commands.decoder:decoder",
         "export",
         "After stage 3: the VAE decoder in INT8, for OpenVINO.",
     ),
     "gate": (
-        "reelquant.quant.commands:gate",
+        "reelquant.quant.commands.gate:gate",
         "export",
-        "Compare a quantized bundle with its fp32 reference, layer by layer.",
+        "Compare a quantized bundle with its fp32 reference.",
     ),
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),

@@ -1,0 +1,57 @@
+"""``reelquant gate``: a quantized bundle beside its reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from reelquant.quant.commands.options import TRIAL
+from reelquant.quant.evaluation.gate import check_reference
+from reelquant.quant.evaluation.gate import gate as run_gate
+from reelquant.quant.evaluation.teacher import Trial
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown
+from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.progress import Progress
+from reelquant.runtime.sizes import parse_clip
+
+
+@click.command()
+@BUNDLE
+@click.argument("reference", type=click.Path(path_type=Path))
+@TRIAL
+@click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: REFERENCE's].")
+@ENGINE
+@QUIET
+@JSON
+@click.pass_context
+def gate(
+    context: click.Context,
+    bundle: Path,
+    reference: Path,
+    trial: Trial,
+    clip: str | None,
+    engine: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Hold BUNDLE, quantized, against REFERENCE, the fp32 bundle it was made from. Exit code 1 when it lost too much."""
+    judged, teacher = Bundle.open(bundle), Bundle.open(reference)
+    engine = get_engine(engine).accuracy_engine
+    check_reference(judged, teacher, engine)
+    trial = dataclasses.replace(trial, size=parse_clip(clip) if clip else None, engine=engine)
+    with Progress(shown(quiet)) as progress:
+        verdict = run_gate(judged, teacher, trial.record(teacher, progress), engine, progress)
+    if as_json:
+        print_json(verdict.as_json())
+    else:
+        for fault in verdict.faults:
+            click.echo(fault)
+        said = f"{len(verdict.faults)} faults" if verdict.faults else "passed"
+        click.echo(
+            f"{bundle}: {said}; relative L2 {verdict.worst.rel_l2:.4f}, cosine {verdict.worst.cosine:.5f} at worst "
+            f"over {len(verdict.runs)} steps on {verdict.engine}"
+        )
+    context.exit(1 if verdict.faults else 0)
