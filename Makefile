@@ -32,7 +32,7 @@ help:  ## Show this list
 	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9 REPLACE=1"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,sign,docs,dev]'
 	@touch $@

@@ -21,11 +21,7 @@ CLIP = ("--seed", "3", "--steps", "2", "--frames", "9", "--json", "--quiet")
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    """Of a process in which optimum is installed.
-
-    It is apart from the other tests' environment: of several packages in the namespace ``optimum`` (optimum-onnx,
-    optimum-intel, ours) diffusers says on stderr that there are several.
-    """
+    """Of a process in which optimum is installed: in a place of its own, since no other test wants it."""
     site = BUILD / "optimum"
     with FileLock(BUILD / "optimum.lock"):
         if not any(site.glob("optimum-2*.dist-info")):
@@ -39,6 +35,15 @@ def ran(environment: dict[str, str], program: str, *arguments: object) -> subpro
     words = [sys.executable, "-c", f"from {MAINS[program]} import main; main()", *map(str, arguments)]
     words[2] = f"import sys; sys.argv[0] = {program!r}; {words[2]}"
     return subprocess.run(words, check=False, capture_output=True, text=True, env=environment)
+
+
+def test_diffusers_does_not_take_us_for_optimum(environment: dict[str, str]) -> None:
+    """It asks who brings the package ``optimum``, in whose namespace our file lies; it warns on stderr of several."""
+    code = "from diffusers.utils import import_utils; print(import_utils._package_map.get('optimum', []))"
+    for variables, brings in ((environment, ["optimum"]), ({**os.environ}, [])):
+        asked = [sys.executable, "-c", code]
+        found = subprocess.run(asked, check=True, capture_output=True, text=True, env=variables)
+        assert found.stdout.strip() == str(brings) and "distribution" not in found.stderr
 
 
 def test_optimum_lists_them_and_loads_nothing_of_ours(environment: dict[str, str]) -> None:

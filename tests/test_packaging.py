@@ -80,6 +80,7 @@ def test_the_wheel(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         facts = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+        brought = archive.read(next(name for name in names if name.endswith(".dist-info/top_level.txt"))).decode()
     data = ["quant/recipes/*.toml", "calib_data/*.md", "calib_data/*/prompts.txt", "calib_data/*/images/*"]
     data += [f"{folder}/{pattern}" for folder in FOLDERS for pattern in ("py.typed", "**/*.py")]
     assert all(any(ROOT.glob(pattern)) for pattern in data)
@@ -88,5 +89,6 @@ def test_the_wheel(tmp_path: Path) -> None:
     places = {file.relative_to(ROOT) for file in wanted}
     registered = {f"{NAMESPACE.replace('.', '/')}/{file.name}" for file in places if file.parent == REGISTER}
     assert packed == {f"reelquant/{file.as_posix()}" for file in places if file.parent != REGISTER} | registered
+    assert brought.split() == ["reelquant"]  # and not optimum, whose namespace is another's (setup.py)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert "License-Expression: Apache-2.0" in facts and "Provides-Extra: tensorrt-rtx" in facts
