@@ -23,6 +23,7 @@ class Case:
     frames: int
     height: int = 64
     width: int = 96
+    engine: str = "onnxruntime"
 
     def __str__(self) -> str:
         return f"{self.variant}-{self.frames}x{self.height}x{self.width}"
