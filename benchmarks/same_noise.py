@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from reelquant.runtime.models.cogvideox.geometry import Geometry
-from reelquant.runtime.request import Request
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.request import Request, ResolvedRequest
+from reelquant.runtime.sampling.torch_noise import drawn_as_diffusers
 from reelquant.runtime.sizes import Size
 
 Floats = NDArray[np.float32]
@@ -40,18 +42,14 @@ class Sampling:
         shape = self.geometry.sampled_shape(self.size)
         return np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
 
-    def request(self) -> Request:
-        """With the draws of diffusers' generator in its order: the image's posterior, then one for each step."""
-        noise = self.noise()
-        generator = torch.Generator().manual_seed(_SEED)
-        image_noise = None
-        if self.image is not None:
-            image_noise = torch.randn((1, noise.shape[1], 1, *noise.shape[2:]), generator=generator)[:, :, 0].numpy()
-        draws = (torch.randn((1, *noise.shape), generator=generator)[0].numpy() for _ in range(self.steps))
-        return Request(
+    def resolved(self, pipeline: Pipeline) -> ResolvedRequest:
+        """With the draws of diffusers' generator: the image's posterior, then those of each step."""
+        request = Request(
             self.prompt, self.image, steps=self.steps, frames=self.size.frames, height=self.size.height,
-            width=self.size.width, seed=0, latents=noise, image_noise=image_noise, step_noise=tuple(draws),
+            width=self.size.width, seed=0, latents=self.noise(),
         )  # fmt: skip
+        generator = torch.Generator().manual_seed(_SEED)
+        return drawn_as_diffusers(pipeline.resolve(request), self.geometry, generator)
 
     def arguments(self, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
         """What a pipeline of diffusers takes for it, but for the prompt: it returns the last latents."""

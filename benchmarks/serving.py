@@ -113,14 +113,15 @@ class Ours:
     """A bundle on an engine."""
 
     def __init__(self, bundle: Bundle, engine: str, sampling: Sampling) -> None:
-        self._pipeline, self._request = Pipeline(bundle, EngineOptions(engine)), sampling.request()
+        self._pipeline = Pipeline(bundle, EngineOptions(engine))
+        self._request = sampling.resolved(self._pipeline)
 
     def clip(self) -> Made:
         monitor = Monitor()
         latents = self._pipeline.sample(self._request, monitor)
         self._pipeline.decode(latents, monitor)
         seconds = {stage: monitor.seconds.get(stage, 0.0) for stage in STAGES}
-        return Made(seconds, self._pipeline.encode_prompt(self._request.prompt, guided=False)[0], latents)
+        return Made(seconds, self._pipeline.encode_prompt(self._request.request.prompt, guided=False)[0], latents)
 
     def frames(self, latents: Floats) -> Floats:
         return self._pipeline.decode(latents).astype(np.float32) / 127.5 - 1

@@ -118,7 +118,7 @@ def export_checkpoint(
     with _work_folder(work, out) as folder:
         fp32 = _traced(checkpoint, folder / "fp32", plan, progress)
         if recipe is None and base == "fp32":
-            with derive_bundle(fp32, out, replace_out=replace):
+            with derive_bundle(fp32, out, replace_out=replace, checked=True):
                 pass
             bundle = Bundle.open(out)
         elif recipe is None or data is None:

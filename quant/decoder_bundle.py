@@ -98,7 +98,7 @@ def quantize_decoder(
             clips.append(pipeline.sample(request))
             advance()
     del pipeline
-    with derive_bundle(bundle, out, [DECODER], replace_out) as derived:
+    with derive_bundle(bundle, out, [DECODER], replace_out, checked=True) as derived:
         largest = largest_fed(bundle, clips[: len(seen)], derived.folder, trial.engine, progress)
         models = derived.models(DECODER)
         counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}

@@ -9,13 +9,11 @@ What this class lacks is refused by Python itself; what makes no sense without t
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from reelquant.runtime.errors import BadInput
@@ -25,8 +23,8 @@ from reelquant.runtime.models.cogvideox.schedulers import NAMES
 from reelquant.runtime.monitor import Monitor, OnStep
 from reelquant.runtime.pipeline import Pipeline, load_pipeline
 from reelquant.runtime.request import Request, ResolvedRequest
+from reelquant.runtime.sampling.torch_noise import drawn_as_diffusers
 
-Floats = NDArray[np.float32]
 Callback = Callable[[Any, int, int, dict[str, Any]], Any]
 
 
@@ -169,26 +167,8 @@ class ReelquantPipeline:
         resolved = self.pipeline.resolve(replace(request, seed=generator.initial_seed() % 2**64))
         if str(generator.device) != "cpu":  # whose draws only that device can make
             return resolved
-        shape = self.pipeline.model.geometry.sampled_shape(resolved.size)
-        image_noise = None
-        if resolved.image is not None:
-            image_noise = _torch_noise((1, shape[1], 1, *shape[2:]), generator)[:, :, 0]
-        if resolved.video is not None:
-            clip = self.pipeline.model.geometry.latent_shape(resolved.size)
-            image_noise = _torch_noise((1, clip[1], clip[0], *clip[2:]), generator)[0].swapaxes(0, 1)
-        first = request.latents if request.latents is not None else _torch_noise((1, *shape), generator)[0]
-        counts = resolved.scheduler.draws(resolved.steps, resolved.skip)
-        draws = tuple([_torch_noise((1, *shape), generator)[0] for _ in range(count)][-1] for count in counts)
-        request = replace(resolved.request, latents=first, image_noise=image_noise, step_noise=draws or None)
-        return replace(resolved, request=request)
+        return drawn_as_diffusers(resolved, self.pipeline.model.geometry, generator)
 
     def _reopen(self, **changed: Any) -> None:
         self._options = {**self._options, **changed}
         self.pipeline = load_pipeline(self._bundle, **self._options)
-
-
-def _torch_noise(shape: tuple[int, ...], generator: Any) -> Floats:
-    """As diffusers' ``randn_tensor`` draws it in float32. Who has a torch generator has imported torch: nothing here does."""
-    torch: Any = sys.modules["torch"]
-    noise: Floats = torch.randn(shape, generator=generator, dtype=torch.float32).numpy()
-    return noise

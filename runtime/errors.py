@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 
 class ReelquantError(Exception):
     """Base of every error that is the user's to mend; the command line prints its text and exits with 2."""
@@ -22,6 +25,18 @@ class MissingExtra(ReelquantError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} is not installed; install it with: pip install 'reelquant[{extra}]'")
+
+
+def imported(package: str, extra: str) -> Any:
+    """The package, imported.
+
+    Raises:
+        MissingExtra: it is not installed; the message names the extra that brings it.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise MissingExtra(package, extra) from error
 
 
 class EngineError(ReelquantError):

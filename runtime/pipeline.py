@@ -80,6 +80,10 @@ class Pipeline:
         """The networks that are in memory now, such as "text_encoder"."""
         return self._networks.loaded
 
+    def with_transformer(self, session: Session) -> Pipeline:
+        """Another pipeline of the same bundle on the same engine, with ``session`` in the place of the transformer."""
+        return Pipeline(self.bundle, self.options, tiled=self._tiled, transformer=session)
+
     def resolve(self, request: Request | ResolvedRequest | str) -> ResolvedRequest:
         """Fill in and check a request's choices, before any work is done.
 

@@ -24,13 +24,13 @@ from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
 from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.graph.scratch_session import scratch_session
 from reelquant.quant.passes.observe import observe
-from reelquant.runtime.bundle import TOKENIZER, Bundle
-from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Feeds
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.models import model_of
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sampling.tokenizer import Tokenizer
 
 
 def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, progress: Progress = SILENT) -> Ranges:
@@ -48,11 +48,12 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     data.first(plan.prompts)
     size = plan.clip_size(manifest.defaults, model_of(manifest))
     requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
-    data.check_tokens(plan.prompts, Tokenizer.open(bundle.path / TOKENIZER, manifest.text_tokens))
+    pipeline = Pipeline(bundle, EngineOptions(plan.engine))
+    data.check_tokens(plan.prompts, pipeline.tokenizer)
     recorder = Recorder()
     weights = bundle.graph("transformer", "main").parent / WEIGHTS
     with scratch_session(observed_transformer(bundle), bundle.path, plan.engine, weights) as transformer:
-        sample_watched(bundle, plan.engine, transformer, requests, recorder.see, progress, "calibrate")
+        sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
     provenance = Provenance(
         task=manifest.task,
         seed=plan.seed,
@@ -61,7 +62,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         steps=plan.steps,
         **asdict(size),
         engine=plan.engine,
-        engine_version=get_engine(plan.engine).version(),
+        engine_version=pipeline.engine.version(),
         source_digest=bundle.digest,
     )
     return recorder.ranges(provenance)

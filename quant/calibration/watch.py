@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Feeds, Session, Values
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
@@ -17,22 +15,21 @@ See = Callable[[int, Feeds, dict[str, Array]], None]
 
 
 def sample_watched(
-    bundle: Bundle,
-    engine: str,
+    pipeline: Pipeline,
     transformer: Session,
     requests: Sequence[Request],
     see: See,
     progress: Progress,
     stage: str,
 ) -> None:
-    """Sample the clips of ``requests`` with ``transformer`` in the place of ``bundle``'s, everything else on ``engine``, and
-    show every run to ``see``; decode none.
+    """Sample the clips of ``requests`` with ``transformer`` in the place of ``pipeline``'s, and show every run to ``see``; decode
+    none.
 
     Raises:
         BadInput: a request cannot be met.
     """
     watched = _Watched(transformer, see)
-    pipeline = Pipeline(bundle, EngineOptions(engine), transformer=watched)
+    pipeline = pipeline.with_transformer(watched)
     with progress.stage(stage, len(requests)) as advance:
         for number, request in enumerate(requests):
             watched.clip = number

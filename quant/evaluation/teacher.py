@@ -16,8 +16,8 @@ from reelquant.quant.calibration.watch import sample_watched
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.session import Array, Feeds, Session
+from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
@@ -88,14 +88,15 @@ def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progr
     Raises:
         BadInput: a request cannot be met.
     """
-    session = get_engine(engine).open_component(bundle, "transformer", EngineOptions(engine), "main")["main"]
+    pipeline = Pipeline(bundle, EngineOptions(engine))  # which refuses before gigabytes are loaded
+    session = pipeline.engine.open_component(bundle, "transformer", pipeline.options, "main")["main"]
     steps: list[Step] = []
 
     def keep(clip: int, feeds: Feeds, results: dict[str, Array]) -> None:
         kept = {name: np.array(feeds[name]) for name in session.inputs}
         steps.append(Step(clip, kept, np.array(results["velocity"])))
 
-    sample_watched(bundle, engine, session, requests, keep, progress, "record")
+    sample_watched(pipeline, session, requests, keep, progress, "record")
     return steps
 
 

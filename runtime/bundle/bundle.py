@@ -123,13 +123,14 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def list_files(folder: Path) -> dict[str, FileEntry]:
-    """Every file under ``folder`` but the manifest and its signature, with size and sha256."""
-    return {
-        file.relative_to(folder).as_posix(): FileEntry(file.stat().st_size, hash_file(file))
+def list_files(folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, FileEntry]:
+    """The wanted files under ``folder``, never the manifest and its signature, with size and sha256."""
+    files = {
+        file.relative_to(folder).as_posix(): file
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name not in (manifests.FILE, manifests.SIGNATURE)
     }
+    return {name: FileEntry(file.stat().st_size, hash_file(file)) for name, file in files.items() if wanted(name)}
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -17,7 +17,7 @@ from reelquant.runtime.engines.memory import EngineMemory
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.precision_notes import Note
 from reelquant.runtime.engines.session import Session
-from reelquant.runtime.errors import BadInput, EngineError, MissingExtra
+from reelquant.runtime.errors import BadInput, EngineError, imported
 from reelquant.runtime.progress import SILENT, Progress
 
 # What all others are held against: ONNX Runtime computes every graph of ours on any CPU, exactly as it says.
@@ -70,10 +70,7 @@ class Engine(ABC):
         Raises:
             MissingExtra: it is not installed.
         """
-        try:
-            return import_module(self.package)
-        except ImportError as error:
-            raise MissingExtra(self.package, self.name) from error
+        return imported(self.package, self.name)
 
     def version(self) -> str:
         """The package's version.

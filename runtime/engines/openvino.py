@@ -16,7 +16,7 @@ from reelquant.runtime.engines.onnx_engine import OnnxEngine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
-from reelquant.runtime.errors import BundleError, MissingExtra
+from reelquant.runtime.errors import BundleError, imported
 from reelquant.runtime.machine.cpu_units import instruction_sets
 from reelquant.runtime.machine.memory import give_back_at_once
 
@@ -189,8 +189,4 @@ def _core() -> Any:
 
 
 def _module() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtra("openvino", "openvino") from error
-    return openvino
+    return imported("openvino", "openvino")

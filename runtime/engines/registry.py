@@ -78,5 +78,6 @@ def open_onnx(engine: str, graph: Path, options: EngineOptions | None = None, le
     return get_engine(engine).open_onnx(graph, options or EngineOptions(), lean)
 
 
+@cache
 def _others() -> tuple[EntryPoint, ...]:
     return tuple(point for point in entry_points(group=GROUP) if point.name not in _OWN)

@@ -34,8 +34,7 @@ def difference(case: Case, checkpoint: Path, bundle: Bundle, engine: str = "onnx
     size = Size(case.frames, case.height, case.width)
     sampling = Sampling.random(bundle.manifest.task, PROMPT, size, STEPS, bundle.manifest.geometry)
     pipeline = Pipeline(bundle, EngineOptions(engine))
-    request = sampling.request()
-    latents = pipeline.sample(request)
+    latents = pipeline.sample(sampling.resolved(pipeline))
     del pipeline
     wanted = load_diffusers(checkpoint)(prompt=PROMPT, **sampling.arguments()).frames[0].numpy()
     return relative_l2(latents, wanted[-len(latents) :])

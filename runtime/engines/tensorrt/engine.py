@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Set as AbstractSet
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from reelquant.runtime.bundle import ENGINES, Bundle
 from reelquant.runtime.bundle.manifest import Manifest
@@ -36,12 +35,6 @@ class TensorRt(Engine):
     def __init__(self, flavor: Flavor) -> None:
         self.flavor, self.name, self.package = flavor, flavor.engine, flavor.package
         self._devices: dict[int, Device] = {}
-
-    def module(self) -> Any:
-        return self.flavor.module()
-
-    def version(self) -> str:
-        return self.flavor.version()
 
     def inspect(self, module: ModuleType) -> EngineReport:
         found = gpus()

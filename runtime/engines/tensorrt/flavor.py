@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from reelquant.runtime.errors import MissingExtra
+from reelquant.runtime.errors import imported
 
 
 @dataclass(frozen=True)
@@ -26,10 +25,7 @@ class Flavor:
         Raises:
             MissingExtra: it is not installed.
         """
-        try:
-            return import_module(self.package)
-        except ImportError as error:
-            raise MissingExtra(self.package, self.engine) from error
+        return imported(self.package, self.engine)
 
     def version(self) -> str:
         return str(self.module().__version__)

@@ -31,18 +31,8 @@ def lint(bundle: Bundle, spec: BuildSpec) -> list[str]:
     return warnings
 
 
-def static_copy(graph: Path, symbols: Symbols) -> bytes:
-    """An ONNX file with its shapes at one size, which TensorRT reads NVFP4 graphs through.
-
-    Raises:
-        MissingExtra: onnx-ir is not installed.
-    """
-    made: bytes = static_copier()(graph, symbols)
-    return made
-
-
-def static_copier() -> Callable[..., Any]:
-    """The function behind :func:`static_copy`; to ask for it finds out before the work whether it is there.
+def static_copier() -> Callable[[Path, Symbols], bytes]:
+    """What makes an ONNX file with its shapes at one size, which TensorRT reads NVFP4 graphs through.
 
     Raises:
         MissingExtra: onnx-ir is not installed.

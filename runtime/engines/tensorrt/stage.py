@@ -17,7 +17,7 @@ from reelquant.runtime.engines.tensorrt.builder import build_engine
 from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
-from reelquant.runtime.engines.tensorrt.graph_tools import static_copier, static_copy
+from reelquant.runtime.engines.tensorrt.graph_tools import static_copier
 from reelquant.runtime.engines.tensorrt.layers import engine_layers
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
 from reelquant.runtime.engines.tensorrt.shapes import Profile, profile
@@ -61,7 +61,7 @@ def jobs(bundle: Bundle, flavor: Flavor, spec: BuildSpec) -> list[Job]:
         if bundle.manifest.is_fp4(component, graph):
             if not shapes.is_static:
                 raise BadInput(NVFP4_IS_STATIC)
-            static_copier()
+            static_copier()  # a missing tool is reported before the first build
         causes = _causes(bundle.manifest, component, file, flavor, shapes, spec)
         name = f"{ENGINES}/{flavor.engine}/{component}.{graph}.{cache_key(causes)[:12]}.engine"
         found.setdefault(name, Job(component, graph, shapes, causes, name))
@@ -173,7 +173,7 @@ def _build(
     bundle.check_hashes(lambda name: name.startswith(f"{job.component}/"))
     graph, onnx = bundle.graph(job.component, job.graph), None
     if manifest.is_fp4(job.component, job.graph):
-        onnx = static_copy(graph, job.profile.most)
+        onnx = static_copier()(graph, job.profile.most)
     built = build_engine(flavor, graph, job.profile, spec, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))

@@ -47,9 +47,15 @@ def theirs(name: str, **changes: Any) -> Any:
 def assert_same_run(monkeypatch: pytest.MonkeyPatch, name: str, steps: int, changes: Mapping[str, Any]) -> None:
     """Run both to the end on the same random model outputs and noise; every step must agree to 1e-5 of its range."""
     rng = np.random.default_rng(7)
-    noise = np.empty(SHAPE, np.float32)
-    # diffusers draws twice in most DPM steps and drops the first; both see the step's one noise here.
-    monkeypatch.setattr(scheduling_dpm_cogvideox, "randn_tensor", lambda *_, **__: torch.from_numpy(noise))
+    noise, drawn = np.empty(SHAPE, np.float32), 0
+
+    def draw(*_: object, **__: object) -> torch.Tensor:
+        """diffusers draws twice in most DPM steps and drops the first; both see the step's one noise here."""
+        nonlocal drawn
+        drawn += 1
+        return torch.from_numpy(noise)
+
+    monkeypatch.setattr(scheduling_dpm_cogvideox, "randn_tensor", draw)
     run = ours(name, **changes).begin(steps, rng, lambda shape: noise)
     reference = theirs(name, **changes)
     reference.set_timesteps(steps)
@@ -58,6 +64,7 @@ def assert_same_run(monkeypatch: pytest.MonkeyPatch, name: str, steps: int, chan
     assert run.timesteps.dtype == np.int64
 
     latents = rng.standard_normal(SHAPE, dtype=np.float32)
+    counts: list[int] = []
     expected, old = torch.from_numpy(latents), None
     for i, timestep in enumerate(expected_steps):
         noise = rng.standard_normal(SHAPE, dtype=np.float32)
@@ -68,9 +75,11 @@ def assert_same_run(monkeypatch: pytest.MonkeyPatch, name: str, steps: int, chan
         else:
             back = expected_steps[i - 1] if i else None
             expected, old = reference.step(torch.from_numpy(output), old, timestep, back, expected)
+            counts.append(drawn - sum(counts))
         assert latents.dtype == np.float32
         scale = max(1.0, float(expected.abs().max()))
         np.testing.assert_allclose(latents, expected.numpy(), rtol=0, atol=1e-5 * scale, err_msg=f"step {i}")
+    assert ours(name, **changes).draws(steps) == counts
 
 
 @pytest.mark.parametrize("name", CLASSES)
