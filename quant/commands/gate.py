@@ -12,17 +12,17 @@ from reelquant.quant.evaluation.gate import check_reference
 from reelquant.quant.evaluation.gate import gate as run_gate
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, clip_option, print_json, shown
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.sizes import parse_clip
+from reelquant.runtime.sizes import Size
 
 
 @click.command()
 @BUNDLE
 @click.argument("reference", type=click.Path(path_type=Path))
 @TRIAL
-@click.option("--clip", metavar="FRAMESxHEIGHTxWIDTH", help="Size of the clips [default: REFERENCE's].")
+@clip_option("Size of the clips [default: REFERENCE's].")
 @ENGINE
 @QUIET
 @JSON
@@ -32,7 +32,7 @@ def gate(
     bundle: Path,
     reference: Path,
     trial: Trial,
-    clip: str | None,
+    clip: Size | None,
     engine: str,
     quiet: bool,
     as_json: bool,
@@ -41,7 +41,7 @@ def gate(
     judged, teacher = Bundle.open(bundle), Bundle.open(reference)
     engine = get_engine(engine).accuracy_engine
     check_reference(judged, teacher, engine)
-    trial = dataclasses.replace(trial, size=parse_clip(clip) if clip else None, engine=engine)
+    trial = dataclasses.replace(trial, size=clip, engine=engine)
     with Progress(shown(quiet)) as progress:
         verdict = run_gate(judged, teacher, trial.record(teacher, progress), engine, progress)
     if as_json:

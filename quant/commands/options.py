@@ -8,7 +8,7 @@ import click
 
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.evaluation.teacher import Trial
-from reelquant.runtime.commands.options import option_group, size_option
+from reelquant.runtime.commands.options import count_option, option_group, size_option
 from reelquant.runtime.request import MAX_STEPS
 
 OUT = click.argument("out", type=click.Path(path_type=Path))
@@ -25,23 +25,9 @@ def _sampling(
 SAMPLING = option_group(
     "sampling",
     _sampling,
-    click.option(
-        "--prompts",
-        type=click.IntRange(1),
-        default=CalibrationPlan.prompts,
-        show_default=True,
-        help="Calibration clips.",
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(1, MAX_STEPS),
-        default=CalibrationPlan.steps,
-        show_default=True,
-        help="Denoising steps of each calibration clip.",
-    ),
-    click.option(
-        "--seed", type=click.IntRange(0), default=CalibrationPlan.seed, show_default=True, help="Calibration seed."
-    ),
+    count_option("--prompts", CalibrationPlan.prompts, "Calibration clips."),
+    count_option("--steps", CalibrationPlan.steps, "Denoising steps of each calibration clip.", most=MAX_STEPS),
+    count_option("--seed", CalibrationPlan.seed, "Calibration seed.", least=0),
     size_option("Size of the calibration clips [default: the bundle's].", "--calibration-size"),
     click.option("--calibration-frames", type=int, help="Frames of each calibration clip [default: the bundle's]."),
 )
@@ -61,23 +47,9 @@ TRIAL = option_group(
         show_default=True,
         help="A calibration set by name, or a folder; the last prompts of the set are tried.",
     ),
-    click.option(
-        "--prompts", type=click.IntRange(1), default=Trial.prompts, show_default=True, help="Clips that are tried."
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(1, MAX_STEPS),
-        default=Trial.steps,
-        show_default=True,
-        help="Denoising steps of each clip that is tried.",
-    ),
-    click.option(
-        "--seed",
-        type=click.IntRange(0),
-        default=Trial.seed,
-        show_default=True,
-        help="Seed of the clips that are tried; calibration has another.",
-    ),
+    count_option("--prompts", Trial.prompts, "Clips that are tried."),
+    count_option("--steps", Trial.steps, "Denoising steps of each clip that is tried.", most=MAX_STEPS),
+    count_option("--seed", Trial.seed, "Seed of the clips that are tried; calibration has another.", least=0),
 )
 GATE = click.option(
     "--gate/--no-gate",

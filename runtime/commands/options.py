@@ -43,6 +43,11 @@ THREADS = click.option(
 )
 
 
+def count_option(name: str, default: int, help: str, least: int = 1, most: int | None = None) -> Callable[[Any], Any]:
+    """A whole number from ``least`` on, whose default stands in --help."""
+    return click.option(name, type=click.IntRange(least, most), default=default, show_default=True, help=help)
+
+
 def option_group(into: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Options that a command takes as one value: ``make`` of them, as its parameter ``into``. They are named as the
     parameters of ``make``.
@@ -67,6 +72,15 @@ def size_option(help: str, name: str = "--size") -> Callable[[Any], Any]:
         return None if value is None else parse_size(value)
 
     return click.option(name, callback=parse, metavar="HEIGHTxWIDTH", help=help)
+
+
+def clip_option(help: str) -> Callable[[Any], Any]:
+    """``--clip 49x480x720``, once."""
+
+    def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> Size | None:
+        return parse_clip(value) if value else None
+
+    return click.option("--clip", callback=parse, metavar="FRAMESxHEIGHTxWIDTH", help=help)
 
 
 def clips_option(help: str) -> Callable[[Any], Any]:
