@@ -14,7 +14,7 @@ from tests.conftest import ROOT
 
 def exported(place: Path, *variables: str) -> tuple[str, str]:
     """The checkpoint and the bundle of the one ``reelquant export`` that ``make -n export`` prints in ``place``."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "setup.py", "constraints.txt"):
         shutil.copy(ROOT / name, place)
     printed = subprocess.run(
         ["make", "-n", "--no-print-directory", "export", *variables],
