@@ -32,7 +32,7 @@ from reelquant.quant.graph.blockwise import blockwise
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.bundle.manifest import BASES
+from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.engines.options import BuildSpec, parse_gpus
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt.flavor import RTX

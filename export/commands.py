@@ -45,7 +45,7 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
 @CHECKPOINT
 @OUT
 @click.option("--precision", default=ExportPlan.precision, show_default=True, callback=lower,
-              help="fp32, fp16, bf16, a recipe (int8, fp8, nvfp4 …) or a recipe file.")  # fmt: skip
+              help="fp32, fp16, bf16, a recipe (int8, fp8, …) or a recipe file.")  # fmt: skip
 @ENGINE
 @SIZE
 @FRAMES

@@ -15,7 +15,7 @@ from reelquant.export.footprint import Footprint, text_footprint, transformer_fo
 from reelquant.export.weights import Stored, open_weights
 from reelquant.quant.calibration.channels import blocks_of
 from reelquant.quant.calibration.plan import CalibrationPlan
-from reelquant.quant.numerics import HIGH, Blocked, BlockQuantized, High, PerChannel, Quantized
+from reelquant.quant.numerics import HIGH, High
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
@@ -161,16 +161,11 @@ def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> 
             continue
         matrix = name.removesuffix(".weight") if len(value.shape) == 2 else ""
         numerics = recipe.resolve(matrix) if recipe is not None and matrix else HIGH
-        count = math.prod(value.shape)
         if isinstance(numerics, High):
-            total += 4 * count
-        elif isinstance(numerics, BlockQuantized):
-            total += count // 2 + count // numerics.blocks.size
-        elif isinstance(numerics.weights, Blocked):
-            total += count // 2 + 4 * count // numerics.weights.size
-        else:
-            total += count + 4 * (value.shape[0] if isinstance(numerics.weights, PerChannel) else 1)
-        if isinstance(numerics, Quantized) and recipe is not None and recipe.method_of(matrix).balances:
+            total += 4 * math.prod(value.shape)
+            continue
+        total += numerics.stored_bytes((value.shape[1], value.shape[0]))
+        if recipe is not None and numerics.balances and recipe.method_of(matrix).balances:
             # A factor and a summand of each channel, once for to_q, to_k and to_v.
             total += 0 if matrix.endswith((".to_k", ".to_v")) else 2 * 4 * value.shape[1]
     return total

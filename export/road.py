@@ -15,10 +15,10 @@ from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.derive import derive_bundle
 from reelquant.quant.evaluation.teacher import Trial
-from reelquant.quant.quantize import FP4_WANTS_16_BIT, quantize_bundle
+from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.bundle.manifest import BASES
+from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
 from reelquant.runtime.errors import BadInput, BundleError
@@ -57,7 +57,7 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     that the checkpoint was trained in, or bf16, which overflows nowhere.
 
     Raises:
-        BadInput: unknown, not what the precision says, or FP4 where it does not run.
+        BadInput: unknown, not what the precision says, or a recipe whose numerics do not stand beside it.
     """
     if plan.base is not None and plan.base not in BASES:
         raise BadInput(f"unknown base precision {plan.base!r}; one of {', '.join(BASES)}")
@@ -68,8 +68,8 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     trained = {"F16": "fp16"}.get(checkpoint.stored_dtype, "bf16")
     base = plan.base or get_engine(plan.engine).compute_dtype(trained)
     recipe = _recipe(plan.precision)
-    if recipe and "fp4" in recipe.formats and base == "fp32":
-        raise BadInput(FP4_WANTS_16_BIT)
+    if recipe:
+        recipe.check_base(base)
     return base
 
 
@@ -145,7 +145,7 @@ def _check_build(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None
     Raises:
         BadInput: the engine cannot compute in these formats or build for these GPUs, or a clip cannot be made.
     """
-    get_engine(plan.engine).check_build(plan.spec, {base, *(recipe.formats if recipe else ())})
+    get_engine(plan.engine).check_build(plan.spec, {base: BASES[base], **(recipe.support(base) if recipe else {})})
     for clip in plan.spec.sizes:
         checkpoint.model.checked(clip)
 

@@ -25,7 +25,7 @@ from reelquant.export.trace import trace
 from reelquant.export.weights import open_weights
 from reelquant.quant.graph.graph_files import lay_out_graphs
 from reelquant.quant.graph.graph_stats import graph_stats
-from reelquant.quant.passes.store_weights import store_weights
+from reelquant.quant.passes.store_weights import FORMATS, storage_of, store_weights
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
 from reelquant.runtime.bundle.manifest import Component, Defaults, Manifest
 from reelquant.runtime.files.atomic import npy_bytes, partial_folder
@@ -102,7 +102,7 @@ def tool_versions() -> dict[str, str]:
 
 def text_storage(manifest: Manifest) -> str:
     """How a bundle stores its text encoder's weights."""
-    return str(manifest.components["text_encoder"].passes["main"]["store_weights"]["storage"])
+    return storage_of(manifest.components["text_encoder"].formats)
 
 
 def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames: int | None) -> Defaults:
@@ -143,6 +143,7 @@ def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weight
     weights.finish()
     return Component(
         graphs=files,
+        formats=FORMATS[text_weights] if name == "text_encoder" else {},
         stats={graph: graph_stats(model) for graph, model in models.items()},
         passes=passes,
         parity=parity,

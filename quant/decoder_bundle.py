@@ -22,6 +22,7 @@ from reelquant.quant.graph.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Array
@@ -33,7 +34,7 @@ from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
 
-DECODER, PASS = "vae_decoder", "quantize_convolutions"
+DECODER, PASS, INT8 = "vae_decoder", "quantize_convolutions", "int8"
 # Frames further than this from fp32's are refused, dB. The demo's are 48 dB away.
 LEAST_PSNR = 35.0
 
@@ -86,7 +87,7 @@ def quantize_decoder(
     before = manifest.components[DECODER]
     if manifest.base != "fp32":
         raise BadInput(f"{bundle.path} computes in {manifest.base}; give a bundle whose base is fp32")
-    if any(PASS in passes for passes in before.passes.values()):
+    if before.formats:
         raise BadInput(f"the decoder of {bundle.path} is quantized already; start from the bundle it was made from")
     check_free(out, replace_out)
     seen, unseen = trial.requests(manifest.task)
@@ -102,7 +103,7 @@ def quantize_decoder(
         largest = largest_fed(bundle, clips[: len(seen)], derived.folder, trial.engine, progress)
         models = derived.models(DECODER)
         counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
-        part = derived.write(DECODER, models, {})
+        part = derived.write(DECODER, models)
         frames: list[list[Array]] = []
         with progress.stage("compare", 2 * len(unseen)) as advance:
             for side in (bundle.path, derived.folder):
@@ -120,6 +121,7 @@ def quantize_decoder(
         prompts = hash_prompts([request.prompt for request in seen])
         made = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
         facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": made}
+        derived.formats(DECODER, {INT8: Support()})
         derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}} for graph, count in counts.items()})
     return Bundle.open(out)
 

@@ -15,6 +15,7 @@ from reelquant.quant.graph.graph_files import load_graph, load_mapped, save_grap
 from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.runtime.bundle import ENGINES, Bundle, list_files, write_manifest
 from reelquant.runtime.bundle.manifest import Component
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.files.atomic import partial_folder
 
 Passes = Mapping[str, Mapping[str, Any]]  # graph → pass → what it counted
@@ -34,23 +35,27 @@ class Derivation:
         graphs = self.bundle.manifest.components[component].graphs
         return {graph: load_mapped(self.bundle.graph(component, graph)) for graph in graphs}
 
-    def write(self, component: str, models: Mapping[str, ir.Model], passes: Passes) -> Component:
-        """Write ``models`` as the component's graphs, with ``passes`` after those of the source; again, if it was written."""
-        before = self.bundle.manifest.components[component]
+    def write(self, component: str, models: Mapping[str, ir.Model]) -> Component:
+        """Write ``models`` as the component's graphs; again, if it was written."""
         files = save_graphs(self.folder / component, models)
-        self.components[component] = made = replace(
-            before,
-            graphs=files,
-            stats={graph: graph_stats(load_graph(self.folder / file)) for graph, file in files.items()},
-            passes={graph: {**before.passes.get(graph, {}), **passes.get(graph, {})} for graph in files},
-        )
+        stats = {graph: graph_stats(load_graph(self.folder / file)) for graph, file in files.items()}
+        self.components[component] = made = replace(self.components[component], graphs=files, stats=stats)
         return made
 
     def note(self, component: str, passes: Passes) -> None:
-        """Add to what the manifest says of passes over a component that was written."""
+        """Add to what the manifest says of passes over a component."""
         made = self.components[component]
         added = {graph: {**made.passes.get(graph, {}), **passes.get(graph, {})} for graph in made.graphs}
         self.components[component] = replace(made, passes=added)
+
+    def compute(self, component: str, dtype: str) -> None:
+        """Say what all of a component computes in that is not quantized."""
+        self.components[component] = replace(self.components[component], compute=dtype)
+
+    def formats(self, component: str, formats: Mapping[str, Support]) -> None:
+        """Say which numerics a component has more of now."""
+        made = self.components[component]
+        self.components[component] = replace(made, formats={**made.formats, **formats})
 
 
 @contextmanager

@@ -7,23 +7,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.derive import derive_bundle
+from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.evaluation.gate import judge, limits_of
+from reelquant.quant.evaluation.limits import Limits
 from reelquant.quant.evaluation.teacher import Step, Trial
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
 from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.bundle.manifest import BASES, Component
+from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
 QUANTIZED = "transformer"
 RECIPE = "recipe.toml"  # in the bundle: what it was quantized by
-FP4_WANTS_16_BIT = (
-    "TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx --gpu sm120, or --base fp16"
-)
 
 
 def quantize_bundle(
@@ -40,15 +40,15 @@ def quantize_bundle(
     """Write ``out``: the bundle with its transformer in the recipe's numerics, and all else in ``base``.
 
     With a ``trial`` the quantized transformer is first held against the bundle's on these clips (:mod:`reelquant.quant.evaluation.gate`);
-    the verdict and its limits stand in the manifest. TensorRT's FP4 is not, since no CPU computes it. ``steps`` are what
-    the trial recorded, where it was recorded before.
+    the verdict and its limits stand in the manifest. What no CPU computes (NVFP4) is not. What a CPU computes beside float32
+    alone (MXFP8) is held so before it is written in ``base``. ``steps`` are what the trial recorded, where it was recorded before.
 
     Without a recipe (and ranges) only the base changes. In a 16-bit base every network computes in 16 bit; the text
     encoder in bf16 even if the others are fp16, which T5 overflows.
 
     Raises:
-        BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, the bundle is not fp32, FP4
-            has no 16-bit base, or ``out`` is taken.
+        BadInput: the ranges are of another bundle, a rule of the recipe matches nothing, the bundle is not fp32, the
+            recipe's numerics do not stand beside the base, or ``out`` is taken.
         BundleError: a file of the bundle was changed, or a weight does not fit the base.
         AccuracyError: the gate refuses what came out; nothing is written.
     """
@@ -56,35 +56,63 @@ def quantize_bundle(
     if base not in BASES:
         raise BadInput(f"unknown base precision {base!r}; one of {', '.join(BASES)}")
     check_sources(bundle, ranges)
-    if recipe is not None and "fp4" in recipe.formats and base == "fp32":
-        raise BadInput(FP4_WANTS_16_BIT)
+    if recipe is not None:
+        recipe.check_base(base)
     changed = set(manifest.components) if base != "fp32" else {QUANTIZED} if recipe else set()
     with derive_bundle(bundle, out, changed, replace_out) as derived:
-        derived.changes |= {"precision": recipe.name if recipe else base, "base": base, "quantization": None}
+        derived.changes |= {"precision": recipe.name if recipe else base, "quantization": None}
         for name in sorted(changed):
             models = derived.models(name)
-            passes: dict[str, dict[str, Any]] = {graph: {} for graph in models}
             if name == QUANTIZED and recipe is not None and ranges is not None:
-                report = insert_qdq(models["main"], ranges, recipe, base, progress)
-                if not report.quantized and not report.weight_only:
-                    raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
-                passes["main"]["insert_qdq"] = report.counts()
-                verdict = None
-                judge_by = None if "fp4" in recipe.formats else trial
-                if judge_by or base == "fp32":
-                    written = derived.write(name, models, passes)
-                if judge_by:
-                    # What is not quantized is still in fp32, which every CPU engine computes.
-                    recorded = judge_by.record(bundle, progress) if steps is None else steps
-                    verdict = _gated(bundle, derived.folder, written, recipe, judge_by, recorded, progress)
-                quantization = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
-                derived.changes["quantization"] = quantization
-                (derived.folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+                models = _quantized(derived, models, ranges, recipe, base, trial, steps, progress)
             if base != "fp32":
-                for graph, model in models.items():
-                    passes[graph]["to_16bit"] = to_16bit(model, "bf16" if name == "text_encoder" else base)
-                derived.write(name, models, passes)
+                compute = "bf16" if name == "text_encoder" else base
+                derived.note(name, {graph: {"to_16bit": to_16bit(model, compute)} for graph, model in models.items()})
+                derived.compute(name, compute)
+            derived.write(name, models)
     return Bundle.open(out)
+
+
+def _quantized(
+    derived: Derivation,
+    models: dict[str, ir.Model],
+    ranges: Ranges,
+    recipe: Recipe,
+    base: str,
+    trial: Trial | None,
+    steps: Sequence[Step] | None,
+    progress: Progress,
+) -> dict[str, ir.Model]:
+    """The transformer's graphs as the recipe says, still in float32, and judged by the trial.
+
+    Raises:
+        BadInput: the recipe quantizes nothing.
+        AccuracyError: the gate refuses.
+    """
+    bundle = derived.bundle
+    judged = trial is not None and recipe.judged
+    support = recipe.support(base)
+    # What a CPU does not compute beside this base is judged beside float32, and inserted again.
+    again = judged and not all(each.cpu for each in support.values())
+    report = insert_qdq(models["main"], ranges, recipe, "fp32" if again else base, progress)
+    if not report.quantized and not report.weight_only:
+        raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
+    verdict = None
+    if trial is not None and judged:
+        # What is not quantized is in fp32, which every CPU engine computes.
+        written = derived.write(QUANTIZED, models)
+        recorded = trial.record(bundle, progress) if steps is None else steps
+        limits = limits_of(report.numerics, "fp32")
+        assert limits is not None  # something is quantized
+        verdict = _gated(bundle, derived.folder / written.graphs["main"], limits, recipe, trial, recorded, progress)
+    if again:
+        models = derived.models(QUANTIZED)
+        report = insert_qdq(models["main"], ranges, recipe, base, progress)
+    derived.note(QUANTIZED, {"main": {"insert_qdq": report.counts()}})
+    derived.formats(QUANTIZED, {name: support[name] for name in sorted(report.numerics)})
+    derived.changes["quantization"] = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
+    (derived.folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+    return models
 
 
 def check_sources(bundle: Bundle, ranges: Ranges | None) -> None:
@@ -100,22 +128,19 @@ def check_sources(bundle: Bundle, ranges: Ranges | None) -> None:
 
 def _gated(
     bundle: Bundle,
-    folder: Path,
-    written: Component,
+    graph: Path,
+    limits: Limits,
     recipe: Recipe,
     trial: Trial,
     steps: Sequence[Step],
     progress: Progress,
 ) -> dict[str, Any]:
-    """What the gate says of the transformer in ``folder``, held against ``bundle``'s.
+    """What the gate says of the transformer at ``graph``, held against ``bundle``'s.
 
     Raises:
         AccuracyError: it refuses.
     """
-    limits = limits_of(written.stats["main"], "fp32")
-    assert limits is not None  # something is quantized
-    reference = bundle.graph(QUANTIZED, "main")
-    verdict = judge(folder / written.graphs["main"], reference, limits, True, steps, trial.engine, progress)
+    verdict = judge(graph, bundle.graph(QUANTIZED, "main"), limits, True, steps, trial.engine, progress)
     if verdict.faults:
         more = f" (and {len(verdict.faults) - 1} faults more)" if len(verdict.faults) > 1 else ""
         raise AccuracyError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from reelquant.quant.methods.method import PLAIN, Method, check_strength
 from reelquant.quant.numerics import HIGH, NUMERICS, High, Numerics
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.errors import BadInput
 
 _FOLDER = Path(__file__).with_name("recipes")
@@ -95,10 +96,15 @@ class Recipe:
             raise BadInput(f"{where} names int8 beside {others}, which no engine holds together; choose one")
         return recipe
 
-    def resolve(self, node_name: str) -> Numerics:
+    def resolve(self, node_name: str) -> Numerics | High:
         """The numerics of one node: those of the last rule that matches its name, else ``HIGH``."""
         rule = self.rule_of(node_name)
         return NUMERICS[rule.numerics] if rule else HIGH
+
+    def named(self, node_name: str) -> str:
+        """The name of those numerics, "high" where no rule matches."""
+        rule = self.rule_of(node_name)
+        return rule.numerics if rule else "high"
 
     def rule_of(self, node_name: str) -> Rule | None:
         """The last rule that matches the name."""
@@ -110,10 +116,35 @@ class Recipe:
         return self.method if rule is None or rule.strength is None else replace(self.method, strength=rule.strength)
 
     @property
+    def numerics(self) -> dict[str, Numerics]:
+        """What its rules name, but "high"."""
+        named = {rule.numerics: NUMERICS[rule.numerics] for rule in self.rules}
+        return {name: each for name, each in named.items() if not isinstance(each, High)}
+
+    @property
     def formats(self) -> set[str]:
-        """The names of the formats that its rules name: of ``int8``, ``fp8`` and ``fp4`` never the first with another."""
-        named = (NUMERICS[rule.numerics] for rule in self.rules)
-        return {numerics.format.name for numerics in named if not isinstance(numerics, High)}
+        """The names of the formats of its numerics: of ``int8``, ``fp8`` and ``fp4`` never the first with another."""
+        return {numerics.format.name for numerics in self.numerics.values()}
+
+    def support(self, base: str) -> dict[str, Support]:
+        """Where each of its numerics computes in a graph whose other parts are in ``base``."""
+        return {name: numerics.support(base) for name, numerics in self.numerics.items()}
+
+    @property
+    def judged(self) -> bool:
+        """Whether a CPU computes it, so that the gate can judge what comes of it."""
+        return all(numerics.limits is not None for numerics in self.numerics.values())
+
+    def check_base(self, base: str) -> None:
+        """Raises:
+        BadInput: its numerics do not stand beside ``base``.
+        """
+        for name, numerics in self.numerics.items():
+            if base not in numerics.bases:
+                raise BadInput(
+                    f"TensorRT alone computes in {name.upper()}, beside 16 bit; use --engine tensorrt-rtx --gpu sm120, or "
+                    f"--base {numerics.bases[0]}"
+                )
 
     def for_blocks(self, nodes: Collection[str]) -> Recipe:
         """This recipe for a graph with these node names: ``{last}`` replaced by the number of its last block."""

@@ -22,5 +22,6 @@ def rotate_bundle(bundle: Bundle, out: Path, replace: bool = False) -> Bundle:
     with derive_bundle(bundle, out, [QUANTIZED], replace) as derived:
         models = derived.models(QUANTIZED)
         count = rotate(models["main"], model_of(bundle.manifest).head_dim)
-        derived.write(QUANTIZED, models, {"main": {"rotate": {"attentions": count}}})
+        derived.note(QUANTIZED, {"main": {"rotate": {"attentions": count}}})
+        derived.write(QUANTIZED, models)
     return Bundle.open(out)

@@ -19,7 +19,7 @@ Capture = pytest.CaptureFixture[str]
     [
         (
             "--precision int4",
-            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or a recipe file (.toml)",
+            "unknown precision 'int4'; one of fp32, fp16, bf16, fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, mxfp8, nvfp4, or a recipe file (.toml)",
         ),
         ("--precision none.toml", "cannot read the recipe none.toml"),
         ("--engine torch", "unknown engine 'torch'; one of openvino, onnxruntime"),
@@ -39,11 +39,11 @@ Capture = pytest.CaptureFixture[str]
             "--precision fp16 --engine tensorrt-rtx --gpu sm75",
             "sm75 (Turing: T4, RTX 20) has no bf16; sm80 and newer do",
         ),
-        ("--precision nvfp4 --data demo", "TensorRT alone computes in FP4, beside 16 bit; use --engine tensorrt-rtx"),
-        ("--precision nvfp4 --data demo --plan", "TensorRT alone computes in FP4, beside 16 bit; use"),
+        ("--precision nvfp4 --data demo", "TensorRT alone computes in NVFP4, beside 16 bit; use --engine tensorrt-rtx"),
+        ("--precision nvfp4 --data demo --plan", "TensorRT alone computes in NVFP4, beside 16 bit; use"),
         (
             "--precision nvfp4 --data demo --engine tensorrt-rtx --gpu sm89",
-            "sm89 (Ada: L4, L40S, RTX 40) has no fp4; sm100 and newer do",
+            "sm89 (Ada: L4, L40S, RTX 40) has no nvfp4; sm100 and newer do",
         ),
         (
             "--precision nvfp4 --data demo --engine tensorrt-rtx --gpu sm120 --dynamic --clip 9x32x32 --clip 9x32x48",

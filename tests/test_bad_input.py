@@ -207,7 +207,7 @@ def test_places_that_are_no_bundles(tmp_path: Path, capfd: Capture) -> None:
     [
         (
             "--recipe int7",
-            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or the path of a .toml file",
+            "unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, mxfp8, nvfp4, or the path of a .toml file",
         ),
         ("--recipe none.toml", "cannot read the recipe none.toml"),
         ("--recipe int8", "matches no linear of this graph; its linears are transformer_blocks.0.attn1.to_q"),

@@ -61,7 +61,7 @@ def make_tiny_bundle(path: Path, task: str = "t2v") -> Bundle:
         "vae_encoder": {"image": _graph(_ENCODER, {}, to_moments=(8, 3, 1, 1, 1))},
     }
     components = {
-        name: Component(save_graphs(path / name, models), {graph: graph_stats(m) for graph, m in models.items()})
+        name: Component(save_graphs(path / name, models), stats={graph: graph_stats(m) for graph, m in models.items()})
         for name, models in graphs.items()
     }
     build_tokenizer().save(str(path / TOKENIZER))

@@ -9,47 +9,23 @@ something else than the graph says, sums that saturate for example, is found out
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from reelquant.quant.evaluation.limits import BASES, Limits
 from reelquant.quant.evaluation.lockstep import Part, lockstep
 from reelquant.quant.evaluation.teacher import Difference, Step, velocities
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
 from reelquant.quant.graph.scratch_session import scratch_session
+from reelquant.quant.numerics import NUMERICS, High
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
-
-@dataclass(frozen=True)
-class Limits:
-    """The most relative L2 of a whole run, of what half a block hands on, and of a linear's output; the least cosine of a
-    run; the most that a scale may reach beyond the largest value seen; and the most relative L2 of a linear's output on the
-    engine to the same on the reference engine.
-    """
-
-    step: float
-    part: float
-    linear: float
-    cosine: float
-    reach: float
-    engine: float
-
-
-# About four times what the demo's good bundles show at most, so that a limit speaks of faults and not of taste. Engines
-# differ where a value lies on a rounding boundary (INT8: 0.0004 at most with VNNI, 0.0007 on AVX2, and 0.03 where sums
-# saturate) and where OpenVINO rounds to FP8 by way of fp16.
-LIMITS = {
-    "fp16": Limits(0.01, 0.005, 0.005, 0.9999, 4.0, 0.005),
-    "bf16": Limits(0.08, 0.04, 0.04, 0.996, 4.0, 0.04),
-    "int8": Limits(0.10, 0.07, 0.20, 0.995, 4.0, 0.002),
-    "fp8": Limits(0.15, 0.12, 0.27, 0.99, 4.0, 0.09),
-    "int4": Limits(0.20, 0.12, 0.30, 0.98, 4.0, 0.002),
-}
 # A quantized run that is closer than this to its reference was not quantized.
 _LEAST = 1e-4
 
@@ -142,17 +118,22 @@ def check_reference(bundle: Bundle, reference: Bundle, engine: str) -> Limits:
         raise BadInput(
             f"{bundle.path} and {reference.path} are not of one model; give the fp32 bundle that it was made from"
         )
-    limits = limits_of(ours.components["transformer"].stats["main"] if ours.quantization is not None else {}, ours.base)
+    limits = limits_of(ours.components["transformer"].formats, ours.base)
     if limits is None:
         raise BadInput(f"{bundle.path} is {ours.precision}, which loses nothing; give a quantized bundle")
     return limits
 
 
-def limits_of(stats: Mapping[str, Any], base: str) -> Limits | None:
-    """The limits of a graph with these :func:`reelquant.quant.graph.graph_stats.graph_stats`: of the coarsest format it holds."""
-    stored: Mapping[str, int] = stats.get("weight_bytes_by_dtype", {})
-    formats = {"INT4": "int4", "FLOAT8E4M3FN": "fp8", "INT8": "int8"}
-    return LIMITS.get(next((format for dtype, format in formats.items() if dtype in stored), base))
+def limits_of(formats: Collection[str], base: str) -> Limits | None:
+    """The limits of a transformer with these numerics, by name: those of the coarsest; without any, those of the base.
+
+    None where the base is float32, or where no CPU computes one of them.
+    """
+    limits = [numerics.limits for name in formats if not isinstance(numerics := NUMERICS[name], High)]
+    known = [each for each in limits if each is not None]
+    if len(known) < len(limits):
+        return None
+    return max(known, key=lambda each: each.step) if known else BASES.get(base)
 
 
 def gate(bundle: Bundle, reference: Bundle, steps: Sequence[Step], engine: str, progress: Progress = SILENT) -> Verdict:

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from reelquant.quant.evaluation.teacher import Difference
+from reelquant.quant.formats import FP8_E4M3, INT8
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
-from reelquant.quant.graph.linears import Linear, linear_nodes, output_of, quantized_source
+from reelquant.quant.graph.linears import Linear, linear_nodes, output_of, quantized_source, quantizer_of
 from reelquant.quant.graph.segments import segments
-from reelquant.quant.numerics import FP8_E4M3, INT8
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Array
@@ -126,13 +126,14 @@ def _linears_alone(model: ir.Model, outputs: list[str]) -> ir.Model:
 
 def _scale(linear: Linear) -> tuple[str, float] | None:
     """What a quantized linear's QuantizeLinear reads, and the largest that it can take: its scale times the format's."""
-    source = quantized_source(linear.node.inputs[0])
-    producer = source.producer() if source is not None else None
-    if source is None or producer is None or producer.op_type != "QuantizeLinear":
+    source, quantizer = quantized_source(linear.node.inputs[0]), quantizer_of(linear.node.inputs[0])
+    if source is None or quantizer is None or quantizer.op_type != "QuantizeLinear":
         return None
-    read, scale = producer.inputs[:2]
+    read, scale = quantizer.inputs[:2]
+    if read is None or read.name != linear.activation:  # blocks, whose scales are found while it runs
+        return None
     format = {ir.DataType.INT8: INT8, ir.DataType.FLOAT8E4M3FN: FP8_E4M3}.get(source.dtype or ir.DataType.FLOAT)
-    if read is None or scale is None or scale.const_value is None or format is None:
+    if scale is None or scale.const_value is None or format is None:
         return None
     return read.name or "", float(scale.const_value.numpy()) * format.largest
 

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from reelquant.quant.graph.attentions import Attention, attention_nodes
-from reelquant.quant.graph.linears import DYNAMIC, Linear, linear_nodes, quantized_source
+from reelquant.quant.graph.linears import Linear, linear_nodes, quantized_source, quantizer_of
 
 _FP4, _INT4 = ir.DataType.FLOAT4E2M1, ir.DataType.INT4
 _EIGHT_BIT = (ir.DataType.INT8, ir.DataType.FLOAT8E4M3FN)
@@ -37,13 +37,10 @@ def graph_stats(model: ir.Model) -> dict[str, Any]:
 
 def is_quantized(linear: Linear) -> bool:
     """Whether the node itself reads DQ(initializer) and DQ(Q(activation)), both of one dtype of 8 bit or FP4."""
-    activation, weight = (quantized_source(value) for value in linear.node.inputs[:2])
-    if activation is None or weight is None or not weight.is_initializer() or weight.dtype not in (*_EIGHT_BIT, _FP4):
+    quantizer, weight = quantizer_of(linear.node.inputs[0]), quantized_source(linear.node.inputs[1])
+    if quantizer is None or weight is None or not weight.is_initializer() or weight.dtype not in (*_EIGHT_BIT, _FP4):
         return False
-    producer = activation.producer()
-    if weight.dtype == _FP4:
-        return producer is not None and producer.op_type == DYNAMIC
-    return producer is not None and producer.op_type == "QuantizeLinear" and _quantizes_to(producer) == weight.dtype
+    return _quantizes_to(quantizer) == weight.dtype
 
 
 def is_weight_only(linear: Linear) -> bool:
@@ -62,9 +59,11 @@ def is_quantized_attention(attention: Attention) -> bool:
 
 
 def _quantizes_to(node: ir.Node) -> ir.DataType | None:
-    """The dtype of a QuantizeLinear's output, which ONNX takes from its zero point."""
+    """The dtype of a quantizer's output, which ONNX takes from its zero point; TensorRT's operators say it, or have one alone."""
     zero_point = node.inputs[2] if len(node.inputs) > 2 else None
-    return zero_point.dtype if zero_point is not None else None
+    if zero_point is not None:
+        return zero_point.dtype
+    return ir.DataType(node.attributes.get_int("output_dtype", _FP4.value)) if node.domain == "trt" else None
 
 
 def _dtype(value: ir.Value) -> str:

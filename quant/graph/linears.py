@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-# TensorRT's operator, which finds the scales of an activation's blocks while it runs.
-DYNAMIC = "TRT_FP4DynamicQuantize"
-
 
 @dataclass(frozen=True)
 class Linear:
@@ -58,18 +55,46 @@ def output_of(linear: Linear) -> ir.Value:
 
 
 def quantized_source(value: ir.Value | None) -> ir.Value | None:
-    """What a DequantizeLinear makes ``value`` from: an initializer or a QuantizeLinear's output. None without one."""
-    producer = value.producer() if value is not None else None
-    return producer.inputs[0] if producer is not None and producer.op_type == "DequantizeLinear" else None
+    """What a DequantizeLinear makes ``value`` from: an initializer or a quantizer's output. None without one."""
+    producer = _dequantizer(value)
+    return producer.inputs[0] if producer is not None else None
+
+
+def quantizer_of(value: ir.Value | None) -> ir.Node | None:
+    """The node that quantizes what ``value`` is dequantized from; None for weights, and for what is in high precision."""
+    source = quantized_source(value)
+    producer = source.producer() if source is not None else None
+    ends = ("QuantizeLinear", "DynamicQuantize")  # ONNX's, and TensorRT's that find scales while they run
+    return producer if producer is not None and producer.op_type.endswith(ends) else None
 
 
 def before_qdq(value: ir.Value) -> ir.Value:
     """x of ``x → QuantizeLinear → DequantizeLinear → value``; ``value`` itself where there is no such pair."""
-    quantized = quantized_source(value)
-    producer = quantized.producer() if quantized is not None else None
-    if producer is None or producer.op_type not in ("QuantizeLinear", DYNAMIC) or producer.inputs[0] is None:
+    quantizer = quantizer_of(value)
+    if quantizer is None or quantizer.inputs[0] is None:
         return value
-    return producer.inputs[0]
+    steps = quantizer.inputs[0].producer()
+    if _multiplied(value) is not None and steps is not None and steps.op_type == "Div":
+        blocks = steps.inputs[0].producer() if steps.inputs[0] is not None else None
+        if blocks is not None and blocks.op_type == "Reshape" and blocks.inputs[0] is not None:
+            return blocks.inputs[0]
+    return quantizer.inputs[0]
+
+
+def _dequantizer(value: ir.Value | None) -> ir.Node | None:
+    """DequantizeLinear, or one like it of TensorRT's; also where blocks are multiplied by their scales after it."""
+    multiplied = _multiplied(value)
+    producer = (multiplied if multiplied is not None else value).producer() if value is not None else None
+    return producer if producer is not None and producer.op_type.endswith("DequantizeLinear") else None
+
+
+def _multiplied(value: ir.Value | None) -> ir.Value | None:
+    """v of ``v [..., blocks, size] → Mul (scales) → Reshape → value``, as blocks are scaled in operators of every engine."""
+    joined = value.producer() if value is not None else None
+    if joined is None or joined.op_type != "Reshape" or joined.inputs[0] is None:
+        return None
+    scaled = joined.inputs[0].producer()
+    return scaled.inputs[0] if scaled is not None and scaled.op_type == "Mul" else None
 
 
 def _linear(node: ir.Node) -> Linear | None:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reelquant.quant.formats import Format
 from reelquant.quant.methods.primitives import Floats, dequantize, quantize
-from reelquant.quant.numerics import Format
 
 _DAMP = 0.01  # of the diagonal's mean, added to it: what calibration never saw is not known to be zero
 _BATCH = 128  # rows whose errors are handed to all later rows at once

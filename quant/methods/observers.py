@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.quant.calibration.channels import BINS, OCTAVE, bin_edges
+from reelquant.quant.formats import Format
 from reelquant.quant.methods.primitives import dequantize, quantize, scale_from_absmax
-from reelquant.quant.numerics import Format
 
 OBSERVERS = ("minmax", "percentile", "mse")
 _PERCENTILE = 99.99

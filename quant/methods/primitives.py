@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from reelquant.quant.numerics import Blocked, Format, Granularity, PerChannel
+from reelquant.quant.formats import Blocked, Format, Granularity, PerChannel
 
 Floats = NDArray[np.float32]
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.quant.calibration.channels import Channels
+from reelquant.quant.formats import Format
 from reelquant.quant.methods.balance import Balance
 from reelquant.quant.methods.gptq import gptq
 from reelquant.quant.methods.primitives import Floats, quantize
-from reelquant.quant.numerics import Format
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,28 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from reelquant.quant.calibration.channels import BINS
 from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.formats import FP8_E4M3
 from reelquant.quant.graph.attentions import Attention, attention_nodes
 from reelquant.quant.graph.linears import Linear, family, linear_nodes, quantized_source
-from reelquant.quant.methods.balance import balance, identity
 from reelquant.quant.methods.method import Method
-from reelquant.quant.methods.observers import threshold
 from reelquant.quant.methods.primitives import scale_from_absmax
-from reelquant.quant.methods.treatment import Treatment
-from reelquant.quant.numerics import (
-    FP8_E4M3,
-    HIGH,
-    INT8,
-    Blocked,
-    BlockQuantized,
-    Format,
-    High,
-    Numerics,
-    Quantized,
-    WeightOnly,
-)
-from reelquant.quant.passes.nvfp4 import OPSET, quantize_blocks
+from reelquant.quant.numerics import Group, High, Numerics, Quantized
+from reelquant.quant.numerics.static import clipped
 from reelquant.quant.passes.qdq import QdqInserter
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.errors import BadInput, BundleError
@@ -44,17 +30,16 @@ from reelquant.runtime.progress import SILENT, Progress
 _SMALLEST_SIDE = 16
 # The lowest that tests run; FP8 came to Q/DQ with 19.
 _LOWEST_OPSET = 21
-_NO_HISTOGRAM = np.zeros(BINS, np.int64)
 
-
-Chosen = Quantized | WeightOnly | BlockQuantized
+Chosen = list[tuple[Linear, Numerics]]
 
 
 @dataclass
 class QdqReport:
     """What became of every linear and attention, by name; ``skipped`` maps to the reason.
 
-    ``families`` counts fates by name without block number, as ``transformer_blocks.*.ff.net.2``.
+    ``families`` counts fates by name without block number, as ``transformer_blocks.*.ff.net.2``; ``numerics`` are the names of
+    those that were inserted.
     """
 
     quantized: list[str] = field(default_factory=list)
@@ -64,6 +49,7 @@ class QdqReport:
     skipped: dict[str, str] = field(default_factory=dict)
     activations: int = 0
     families: dict[str, Counter[str]] = field(default_factory=dict)
+    numerics: dict[str, Numerics] = field(default_factory=dict)
 
     def counts(self) -> dict[str, int]:
         """For manifests: how many of each fate, and how many activations have Q/DQ."""
@@ -90,7 +76,8 @@ def insert_qdq(
 ) -> QdqReport:
     """Quantize, in place, what ``recipe`` names. Biases take what balancing and rounding come to; all else stays as it is.
 
-    ``base`` is what the float32 ``model`` will compute in at last ("fp32", "fp16", "bf16"): scales fit it. Weights that
+    ``base`` is what the float32 ``model`` will compute in at last ("fp32", "fp16", "bf16"): scales fit it, and some numerics
+    are written in TensorRT's operators where it is one of 16 bit. Weights that
     are balanced or compensated are computed here and held in 8 bit; others when the model is saved, one at a time.
 
     Raises:
@@ -108,11 +95,10 @@ def insert_qdq(
     _check_ranges(ranges, chosen, whole, recipe)
 
     inserter = QdqInserter(model.graph, base)
-    if any(isinstance(numerics, BlockQuantized) for _, numerics in chosen):
-        model.opset_imports.update({"": max(OPSET, model.opset_imports[""]), "trt": 1})
+    _import_operators(model, [numerics for _, numerics in chosen])
     with progress.stage("quantize", len(chosen)) as advance:
         for group in _groups(chosen, recipe):
-            _quantize_group(inserter, group, ranges)
+            group.numerics.insert(inserter, group, ranges)
             for _ in group.linears:
                 advance()
     for attention in whole:
@@ -122,75 +108,35 @@ def insert_qdq(
     return report
 
 
-@dataclass
-class _Group:
-    """Linears that read one activation in one way."""
-
-    activation: str
-    numerics: Chosen
-    method: Method
-    linears: list[Linear] = field(default_factory=list)
+def _import_operators(model: ir.Model, inserted: list[Numerics]) -> None:
+    model.opset_imports[""] = max([model.opset_imports[""], *(numerics.opset for numerics in inserted)])
+    if any(operator.startswith("TRT_") for numerics in inserted for operator in numerics.operators):
+        model.opset_imports["trt"] = 1
 
 
-def _groups(chosen: list[tuple[Linear, Chosen]], recipe: Recipe) -> list[_Group]:
-    groups: dict[tuple[str, Chosen, Method], _Group] = {}
+def _groups(chosen: Chosen, recipe: Recipe) -> list[Group]:
+    groups: dict[tuple[str, Numerics, Method], Group] = {}
     for linear, numerics in chosen:
         key = (linear.activation, numerics, recipe.method_of(linear.name))
-        groups.setdefault(key, _Group(*key)).linears.append(linear)
+        groups.setdefault(key, Group(*key)).linears.append(linear)
     return list(groups.values())
 
 
-def _quantize_group(inserter: QdqInserter, group: _Group, ranges: Ranges) -> None:
-    name, numerics, method = group.activation, group.numerics, group.method
-    if isinstance(numerics, BlockQuantized):
-        for linear in group.linears:
-            quantize_blocks(inserter, linear, numerics, ranges.absmax(name))
-        return
-    channels = ranges.channels.get(name)
-    balanced, treatment, scale = None, None, None
-    if isinstance(numerics, Quantized):
-        format = numerics.format
-        if method.balances and channels is not None:
-            weights = [inserter.matrix(linear) for linear in group.linears]
-            balanced = balance(channels, weights, method.strength or 0.0, method.shift, inserter.base)
-            absmax = balanced.absmax
-        else:
-            absmax = _threshold(ranges, name, method.observer, format)
-        scale = inserter.rounded(scale_from_absmax(absmax, format))
-    if channels is not None and (method.balances or method.rounding == "gptq"):
-        noise = float(scale) ** 2 / 12 if scale is not None and numerics.format == INT8 else 0.0
-        treatment = Treatment(channels, balanced or identity(channels), noise, method.rounding == "gptq")
-    for linear in group.linears:
-        if scale is not None:
-            inserter.activation(linear.node, 0, name, scale, numerics.format, balanced)
-        stored = numerics.weight_format if isinstance(numerics, Quantized) else None
-        inserter.weight(linear, stored or numerics.format, numerics.weights, treatment)
-
-
-def _threshold(ranges: Ranges, name: str, observer: str, format: Format) -> float:
-    return threshold(observer, ranges.absmax(name), ranges.histograms.get(name, _NO_HISTOGRAM), format)
-
-
-def _chosen_linears(linears: list[Linear], recipe: Recipe, report: QdqReport) -> list[tuple[Linear, Chosen]]:
-    chosen: list[tuple[Linear, Chosen]] = []
+def _chosen_linears(linears: list[Linear], recipe: Recipe, report: QdqReport) -> Chosen:
+    chosen: Chosen = []
     for linear in linears:
-        numerics: Numerics = recipe.resolve(linear.name)
-        if numerics == HIGH:
+        numerics = recipe.resolve(linear.name)
+        if isinstance(numerics, High):
             report.add(linear.name, "kept_high")
         elif min(linear.shape) < _SMALLEST_SIDE:
             report.skip(linear.name, f"{linear.shape[0]}×{linear.shape[1]} has a side under {_SMALLEST_SIDE}")
-        elif isinstance(numerics, BlockQuantized) and (linear.transposed or linear.shape[0] % numerics.blocks.size):
-            report.skip(linear.name, f"NVFP4 takes a MatMul whose inner side is a multiple of {numerics.blocks.size}")
-        elif isinstance(numerics, WeightOnly) and _uneven(linear, numerics):
-            report.skip(linear.name, f"its inner side, {linear.shape[0]}, is not a multiple of the block's")
-        elif not isinstance(numerics, High):
-            report.add(linear.name, "weight_only" if isinstance(numerics, WeightOnly) else "quantized")
+        elif reason := numerics.refuses(linear):
+            report.skip(linear.name, reason)
+        else:
+            report.add(linear.name, "weight_only" if numerics.weight_only else "quantized")
+            report.numerics[recipe.named(linear.name)] = numerics
             chosen.append((linear, numerics))
     return chosen
-
-
-def _uneven(linear: Linear, numerics: WeightOnly) -> bool:
-    return isinstance(numerics.weights, Blocked) and linear.shape[0] % numerics.weights.size != 0
 
 
 def _chosen_attentions(attentions: list[Attention], recipe: Recipe, report: QdqReport) -> list[Attention]:
@@ -199,9 +145,10 @@ def _chosen_attentions(attentions: list[Attention], recipe: Recipe, report: QdqR
         numerics = recipe.resolve(attention.name)
         if not isinstance(numerics, Quantized):
             continue
-        if numerics.format != FP8_E4M3:
+        if not numerics.attends:
             report.skip(attention.name, f"no engine fuses a {numerics.format.name} attention at video lengths")
             continue
+        report.numerics[recipe.named(attention.name)] = numerics
         report.add(attention.name, "attentions")
         chosen.append(attention)
     return chosen
@@ -214,7 +161,7 @@ def _quantize_attention(inserter: QdqInserter, attention: Attention, ranges: Ran
         (attention.mix, 1, attention.value),
     )
     for node, index, name in operands:
-        scale = scale_from_absmax(_threshold(ranges, name, observer, FP8_E4M3), FP8_E4M3)
+        scale = scale_from_absmax(clipped(ranges, name, observer, FP8_E4M3), FP8_E4M3)
         inserter.activation(node, index, name, scale, FP8_E4M3)
     one = scale_from_absmax(np.float32(1), FP8_E4M3)
     inserter.activation(attention.mix, 0, attention.weights, one, FP8_E4M3)
@@ -234,16 +181,11 @@ def _check(model: ir.Model, linears: list[Linear]) -> None:
             )
 
 
-def _check_ranges(
-    ranges: Ranges, linears: list[tuple[Linear, Chosen]], attentions: list[Attention], recipe: Recipe
-) -> None:
-    needed = {linear.activation for linear, numerics in linears if not isinstance(numerics, WeightOnly)}
+def _check_ranges(ranges: Ranges, linears: Chosen, attentions: list[Attention], recipe: Recipe) -> None:
+    needed = {linear.activation for linear, numerics in linears if numerics.reads_range}
     needed |= {name for attention in attentions for name in (attention.query, attention.key, attention.value)}
     channels = {
-        linear.activation
-        for linear, numerics in linears
-        if recipe.method_of(linear.name).needs_channels(isinstance(numerics, WeightOnly))
-        and not isinstance(numerics, BlockQuantized)
+        linear.activation for linear, numerics in linears if numerics.needs_channels(recipe.method_of(linear.name))
     }
     histograms = needed if recipe.method.observer != "minmax" else set()
     for what, missing in (

@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from reelquant.quant.formats import Blocked, Format, Granularity, PerChannel, PerTensor
 from reelquant.quant.graph.linears import Linear, bias_of
 from reelquant.quant.methods.balance import Balance
 from reelquant.quant.methods.primitives import Floats, dequantize, quantize, representable, weight_scales
 from reelquant.quant.methods.treatment import Treatment
-from reelquant.quant.numerics import Blocked, Format, Granularity, PerChannel, PerTensor
 from reelquant.runtime.errors import BundleError
 
 
@@ -102,7 +102,7 @@ class QdqInserter:
         except ValueError as error:
             raise BundleError(f"cannot quantize {name}: {error}; check the checkpoint it came from") from error
         stored = self.store(f"{name}_{format.name}", quantize(filters, scales, format))
-        inputs = [stored, self.store(f"{stored.name}_scale", scales), self._zero_point(format, scales.shape)]
+        inputs = [stored, self.store(f"{stored.name}_scale", scales), self.zero_point(format, scales.shape)]
         node.replace_input_with(1, self._dequantized(inputs, {"axis": 0}, ir.Shape(filters.shape), node))
         self.replaced.add(name)
 
@@ -114,7 +114,7 @@ class QdqInserter:
     def _pair(self, value: ir.Value, name: str, scale: Floats, format: Format, reader: ir.Node) -> ir.Value:
         """x → Q → DQ, placed before ``reader``, the first that asks for it."""
         stored_scale = self.store(f"{name}_scale", representable(scale, self.base))
-        zero_point = self._zero_point(format, ())
+        zero_point = self.zero_point(format, ())
         stored = ir.val(name, _dtype(format), value.shape)
         again = ir.val(f"{name}_dequantized", ir.DataType.FLOAT, value.shape)
         quantizer = ir.node("QuantizeLinear", [value, stored_scale, zero_point], outputs=[stored], name=name)
@@ -170,7 +170,7 @@ class QdqInserter:
         if isinstance(granularity, Blocked):
             attributes["block_size"] = granularity.size
         else:
-            inputs.append(self._zero_point(format, scales.shape))
+            inputs.append(self.zero_point(format, scales.shape))
         return self._dequantized(inputs, attributes, shape, linear.node), correction
 
     def _dequantized(
@@ -208,10 +208,14 @@ class QdqInserter:
     def _unused(self, name: str) -> str:
         return name if name not in self.graph.initializers else f"{name}_{len(self.graph.initializers)}"
 
-    def _zero_point(self, format: Format, shape: tuple[int, ...]) -> ir.Value:
+    def zero_point(self, format: Format, shape: tuple[int, ...]) -> ir.Value:
         # reelquant.runtime.engines.onnxruntime finds FP8 graphs by this name.
         name = "_".join([format.name, "zero_point", *map(str, shape)])
-        return self.graph.initializers.get(name) or self.store(name, np.zeros(shape, format.dtype))
+        return self.constant(name, np.zeros(shape, format.dtype))
+
+    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
+        """The initializer of this name, made once."""
+        return self.graph.initializers.get(name) or self.store(name, array)
 
     def store(self, name: str, array: Floats | NDArray[np.generic]) -> ir.Value:
         value = ir.val(name, const_value=ir.tensor(array, name=name))

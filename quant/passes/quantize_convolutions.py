@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from reelquant.quant.formats import INT8, INT8_REDUCED
 from reelquant.quant.graph.convolutions import convolution_nodes
 from reelquant.quant.methods.primitives import scale_from_absmax
-from reelquant.quant.numerics import INT8, INT8_REDUCED
 from reelquant.quant.passes.qdq import QdqInserter
 
 

@@ -8,7 +8,7 @@ Activations stay as they are, so nothing is calibrated. Tables that are looked u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 import ml_dtypes
@@ -16,14 +16,26 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from reelquant.quant.formats import INT8, PerChannel
 from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.methods.primitives import Floats, dequantize, quantize, weight_scales
-from reelquant.quant.numerics import INT8, PerChannel
+from reelquant.runtime.bundle.support import BASES, Support
 
 STORAGES = ("fp32", "bf16", "int8")
+# What a manifest calls them; tables are in bf16 beside INT8 too.
+FORMATS: dict[str, dict[str, Support]] = {
+    "fp32": {},
+    "bf16": {"bf16_weight": BASES["bf16"]},
+    "int8": {"int8_weight": Support(), "bf16_weight": BASES["bf16"]},
+}
 _BF16 = np.dtype(ml_dtypes.bfloat16)
 # Smaller tables (T5's position buckets) save nothing.
 LEAST_TABLE = 1 << 16
+
+
+def storage_of(formats: Collection[str]) -> str:
+    """Of a component with these formats."""
+    return next(storage for storage in ("int8", "bf16", "fp32") if FORMATS[storage].keys() <= set(formats))
 
 
 def store_weights(model: ir.Model, storage: str) -> dict[str, int]:

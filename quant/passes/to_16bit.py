@@ -9,6 +9,7 @@ caches, which never leave the device, are 16 bit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from functools import partial
 
 import ml_dtypes
@@ -23,7 +24,7 @@ _FLOAT = ir.DataType.FLOAT
 _WIDE = frozenset({"Sin", "Cos", "Pow", "ReduceMean", "Sqrt", "Reciprocal"})
 _CARRYING = frozenset({"Add", "Mul", "Div", "Concat", "Slice", "Unsqueeze", "Squeeze", "Reshape"})
 # Inputs that ONNX wants in float32 whatever the data's dtype.
-_ALWAYS_FLOAT = {"Resize": {1, 2}, "TRT_FP4DynamicQuantize": {1}}
+_ALWAYS_FLOAT = {"Resize": {1, 2}}
 
 
 def to_16bit(model: ir.Model, precision: str) -> dict[str, int]:
@@ -41,8 +42,9 @@ def to_16bit(model: ir.Model, precision: str) -> dict[str, int]:
         for value in node.outputs:
             if value.dtype == _FLOAT and node not in wide:
                 value.dtype = caster.dtype
-        if node.op_type == "Cast" and node not in wide and node.attributes.get_int("to") == _FLOAT:
-            node.attributes["to"] = ir.AttrInt64("to", caster.dtype)
+        for key in ("to", "output_dtype") if node not in wide else ():
+            if key in node.attributes and node.attributes.get_int(key) == _FLOAT:
+                node.attributes[key] = ir.AttrInt64(key, caster.dtype)
     for value in model.graph.inputs:
         if value.dtype == _FLOAT and (value.name or "").startswith("cache."):
             value.dtype = caster.dtype
@@ -50,7 +52,7 @@ def to_16bit(model: ir.Model, precision: str) -> dict[str, int]:
         for i, read in enumerate(node.inputs):
             if read is None or read.dtype not in (_FLOAT, caster.dtype):
                 continue
-            wanted = _FLOAT if node in wide or i in _ALWAYS_FLOAT.get(node.op_type, ()) else caster.dtype
+            wanted = _FLOAT if node in wide or i in _always_float(node) else caster.dtype
             if read.dtype != wanted:
                 node.replace_input_with(i, caster.cast(read, wanted, node))
     for i, output in enumerate(model.graph.outputs):
@@ -76,6 +78,11 @@ def _wide_nodes(graph: ir.Graph) -> set[ir.Node]:
                 wide.add(source)
                 pending.append(source)
     return wide
+
+
+def _always_float(node: ir.Node) -> AbstractSet[int]:
+    """The numbers of such inputs; TensorRT's operators that find scales while they run read the whole tensor's in float32."""
+    return {1} if node.op_type.endswith("DynamicQuantize") else _ALWAYS_FLOAT.get(node.op_type, frozenset())
 
 
 def _computed(value: ir.Value) -> bool:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from reelquant.quant.graph.attentions import attention_nodes
 from reelquant.quant.graph.linears import linear_nodes
-from reelquant.quant.numerics import HIGH, NUMERICS, BlockQuantized, Quantized
+from reelquant.quant.numerics import NUMERICS, High
 from reelquant.quant.recipe import Recipe
 
 
@@ -37,8 +37,8 @@ def explain(
         named = "high" if rule is None or name in skipped else rule.numerics
         why = skipped.get(name) or (rule.why or f"matches {rule.match}" if rule else "no rule matches")
         numerics, stored = NUMERICS[named], name in names
-        balanced = stored and method.balances and isinstance(numerics, Quantized)
-        rounded = stored and numerics != HIGH and not isinstance(numerics, BlockQuantized)
+        balanced = stored and method.balances and not isinstance(numerics, High) and numerics.balances
+        rounded = stored and not isinstance(numerics, High) and numerics.rounds
         strength = (method.strength or 0.0) if balanced else None
         lines.append(Row(name, named, strength, method.rounding if rounded else "", why, errors.get(name)))
     return lines

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from reelquant.runtime.bundle.support import BASES, Support
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.files import replaceable
 from reelquant.runtime.models import model_of
@@ -17,10 +18,9 @@ from reelquant.runtime.models.cogvideox.geometry import Geometry
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 FILE, SIGNATURE = replaceable.MANIFEST, replaceable.SIGNATURE
 TASKS = ("t2v", "i2v")
-BASES = ("fp32", "fp16", "bf16")
 # Plain nested names only: a manifest never reaches outside its folder, nor into hidden files.
 _SAFE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -40,9 +40,14 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Component:
-    """One network: its graphs by name, and what was done to and measured on them."""
+    """One network: its graphs by name, what they compute in, and what was done to and measured on them.
+
+    ``compute`` is what all that is not quantized computes in; ``formats`` are the numerics of the rest, by name.
+    """
 
     graphs: dict[str, str]
+    compute: str = "fp32"
+    formats: dict[str, Support] = field(default_factory=dict)
     stats: dict[str, Any] = field(default_factory=dict)
     passes: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
@@ -58,9 +63,8 @@ class FileEntry:
 class Manifest:
     """The whole of ``manifest.json``.
 
-    ``base`` is what all that is not quantized computes in. ``transformer``, ``vae`` and ``scheduler`` are the checkpoint's own
-    configs, or what of them is needed, for the model's ``family`` to read; ``files`` lists every file of the bundle but the
-    manifest.
+    ``precision`` is the recipe's name, or the base's. ``transformer``, ``vae`` and ``scheduler`` are the checkpoint's own configs,
+    or what of them is needed, for the model's ``family`` to read; ``files`` lists every file of the bundle but the manifest.
     """
 
     task: str
@@ -75,7 +79,6 @@ class Manifest:
     source: dict[str, Any]
     tools: dict[str, str]
     files: dict[str, FileEntry]
-    base: str = "fp32"
     family: str = "cogvideox"
     quantization: dict[str, Any] | None = None
     engines: dict[str, Any] = field(default_factory=dict)
@@ -87,10 +90,16 @@ class Manifest:
             for graph in component.graphs:
                 yield name, graph
 
-    def is_fp4(self, component: str, graph: str) -> bool:
-        """Whether a graph has weights in 4-bit floating point, which TensorRT alone computes with."""
-        stored = self.components[component].stats.get(graph, {}).get("weight_bytes_by_dtype", {})
-        return "FLOAT4E2M1" in stored
+    @property
+    def base(self) -> str:
+        """What the transformer computes in, but for what of it is quantized; of a bundle without one, what any part does."""
+        parts = [self.components[name] for name in ("transformer", *self.components) if name in self.components]
+        return parts[0].compute if parts else "fp32"
+
+    @property
+    def formats(self) -> dict[str, Support]:
+        """The numerics of all components, by name."""
+        return {name: support for part in self.components.values() for name, support in part.formats.items()}
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
@@ -114,7 +123,7 @@ class Manifest:
                     **raw,
                     "defaults": _strict(Defaults, raw["defaults"]),
                     "geometry": _strict(Geometry, raw["geometry"]),
-                    "components": {name: _strict(Component, value) for name, value in raw["components"].items()},
+                    "components": {name: _component(value) for name, value in raw["components"].items()},
                     "files": {name: _strict(FileEntry, value) for name, value in raw["files"].items()},
                 },
             )
@@ -128,8 +137,11 @@ class Manifest:
             raise BundleError(
                 f"{where} names the unknown task {self.task!r}, not one of {', '.join(TASKS)}; export the bundle again"
             )
-        if self.base not in BASES:
-            raise BundleError(f"{where} names the unknown base {self.base!r}; export the bundle again")
+        for component in self.components.values():
+            if component.compute not in BASES:
+                raise BundleError(
+                    f"{where} names the unknown compute dtype {component.compute!r}; export the bundle again"
+                )
         model_of(self).check(where)
         if min(self.defaults.fps, self.text_tokens, *asdict(self.geometry).values()) < 1:
             raise BundleError(f"{where} has an fps, text_tokens or geometry below 1; export the bundle again")
@@ -142,6 +154,12 @@ class Manifest:
                 raise BundleError(
                     f"{where}: {part}'s graph {name} is not listed in its folder; export the bundle again"
                 )
+
+
+def _component(raw: Any) -> Component:
+    return _strict(
+        Component, {**raw, "formats": {name: _strict(Support, each) for name, each in raw["formats"].items()}}
+    )
 
 
 def _strict(kind: type[T], raw: Any) -> T:

@@ -32,11 +32,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
     defaults = manifest["defaults"]
     click.echo(f"{bundle}: {manifest['task']}, {manifest['precision']}, from {manifest['source']['checkpoint']}")
     click.echo("default clip: {frames} frames, {height}x{width}, {fps} fps, {steps} steps".format(**defaults))
-    click.echo(f"{'component':14} {'nodes':>6} {'linears':>8} {'quantized':>10} {'weights':>10}  dtypes")
+    click.echo(f"{'component':14} {'nodes':>6} {'linears':>8} {'quantized':>10} {'weights':>10}  computes in")
     for name, part in found["components"].items():
         click.echo(
             f"{name:14} {part['nodes']:6} {part['linears']:8} {part['quantized_linears']:10} "
-            f"{part['weight_bytes'] / 1e6:7.2f} MB  {', '.join(part['weight_dtypes'])}"
+            f"{part['weight_bytes'] / 1e6:7.2f} MB  {', '.join([part['compute'], *part['formats']])}"
         )
     for name, record in manifest["engines"].items():
         click.echo(f"built for {name} {record['version']}")
@@ -61,6 +61,8 @@ def describe(bundle: Bundle) -> dict[str, Any]:
         }
         components[name] = {
             "graphs": sorted(part.graphs),
+            "compute": part.compute,
+            "formats": sorted(part.formats),
             **{key: sum(entry[key] for entry in stats) for key in _COUNTS},
             "weight_bytes": sum(weights.values()),
             "weight_dtypes": largest.get("weight_bytes_by_dtype", {}),

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.manifest import Manifest
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.memory import EngineMemory
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.precision_notes import Note
@@ -127,9 +128,8 @@ class Engine(ABC):
         return f"{component}/"
 
     @abstractmethod
-    def check_build(self, spec: BuildSpec, formats: AbstractSet[str] = frozenset()) -> None:
-        """See before the work that what ``spec`` asks for can be built here, of graphs that compute in ``formats``
-        ("bf16", "fp8", "fp4").
+    def check_build(self, spec: BuildSpec, formats: Mapping[str, Support] = MappingProxyType({})) -> None:
+        """See before the work that what ``spec`` asks for can be built here, of graphs that compute in ``formats``.
 
         Raises:
             BadInput: it cannot; the message says what can.

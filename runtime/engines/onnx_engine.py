@@ -3,37 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.bundle.manifest import Manifest
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.engine import Engine, PlanEntry
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
-_NO_FP4 = "it computes in NVFP4, which TensorRT alone takes; use --engine tensorrt-rtx"
-
 
 class OnnxEngine(Engine):
     """What is left to say of one: ``name``, ``package``, ``inspect`` and ``open_onnx``."""
 
     def refuses(self, manifest: Manifest) -> str | None:
-        """NumPy, which hands values over, has no bf16, and TensorRT alone has FP4."""
-        if manifest.base == "bf16":
-            return self._no_bf16()
-        return _NO_FP4 if any(manifest.is_fp4(name, graph) for name, graph in manifest.graphs()) else None
+        """Formats that no CPU computes, and bf16, which NumPy, which hands values over, does not have."""
+        return self._no_bf16() if manifest.base == "bf16" else _not_here(manifest.formats)
 
-    def check_build(self, spec: BuildSpec, formats: AbstractSet[str] = frozenset()) -> None:
+    def check_build(self, spec: BuildSpec, formats: Mapping[str, Support] = MappingProxyType({})) -> None:
         if replace(spec, threads=None, tiled=False) != BuildSpec():
             raise BadInput(
                 "--clip, --dynamic, --gpu, --level and --cache are for engines that are built ahead, TensorRT's; "
                 f"{self.name} compiles when it loads a graph"
             )
-        if "fp4" in formats:
-            raise BadInput(f"{self.name} cannot run it: {_NO_FP4}")
+        if reason := _not_here(formats):
+            raise BadInput(f"{self.name} cannot run it: {reason}")
         if "bf16" in formats:
             raise BadInput(f"{self.name} cannot run it: {self._no_bf16()}")
 
@@ -71,3 +69,11 @@ class OnnxEngine(Engine):
         """
         if options.device:
             raise BadInput(f"{self.name} computes on the CPU here; --device {options.device} is for engines on a GPU")
+
+
+def _not_here(formats: Mapping[str, Support]) -> str | None:
+    """Which format no engine on a CPU computes, as what follows a colon; None where there is none."""
+    lacking = next((name for name, support in formats.items() if not support.cpu), None)
+    return (
+        f"it computes in {lacking.upper()}, which TensorRT alone takes; use --engine tensorrt-rtx" if lacking else None
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from reelquant.runtime.bundle.manifest import Manifest
 
-REDUCED = "int8-reduced"
+REDUCED, WEIGHT_ONLY = "int8-reduced", "weight-only"
+EMULATED = "costs time: it is emulated, to judge its quality"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def cpu_notes(multiplies_int8: bool, saved: str, reduced_is_faster: bool = False
         Note("fp32", False, "what the others are measured against"),
         Note("fp16", False, "saves disk, not time: it is computed in fp32"),
         *int8,
-        Note("weight-only", False, "saves memory, not time: int8-weight and int4-weight are computed in float"),
-        Note("fp8", False, "costs time: it is emulated, to judge its quality"),
+        Note(WEIGHT_ONLY, False, "saves memory, not time: int8-weight and int4-weight are computed in float"),
+        Note("fp8", False, EMULATED),
     )
 
 
@@ -53,15 +53,16 @@ _REDUCED_SMALLER = Note(
 
 def note_of(manifest: Manifest, notes: Sequence[Note]) -> Note | None:
     """What the transformer's precision is worth, of an engine's ``notes``; None where only a measurement could say."""
-    precision = _precision(manifest.components["transformer"].stats.get("main", {}), manifest.base)
-    rules = (manifest.quantization or {}).get("rules", [])
-    if precision == "int8" and any(numerics == "int8_reduced" for _, numerics in rules):
-        precision = REDUCED
-    return next((note for note in notes if note.precision == precision), None)
+    if not notes:
+        return None
+    part = manifest.components["transformer"]
+    known = {note.precision: note for note in notes}
+    names = [_NOTED.get(name, name.replace("_", "-")) for name in part.formats]
+    computed = [name for name in names if name != WEIGHT_ONLY]
+    for name in (*computed, *names, part.compute):
+        return known.get(name, Note(name, False, EMULATED))
+    return None
 
 
-def _precision(stats: Mapping[str, Any], base: str) -> str:
-    stored = stats.get("weight_bytes_by_dtype", {})
-    if stats.get("quantized_linears"):
-        return "fp8" if "FLOAT8E4M3FN" in stored else "int8" if "INT8" in stored else "nvfp4"
-    return "weight-only" if stats.get("weight_only_linears") else base
+# Numerics whose note is called otherwise.
+_NOTED = {"fp8_per_channel": "fp8", "int8_weight": WEIGHT_ONLY, "int4_weight": WEIGHT_ONLY, "fp8_weight": WEIGHT_ONLY}

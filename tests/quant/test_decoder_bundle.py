@@ -13,11 +13,11 @@ import pytest
 from demo.fidelity import psnr
 from reelquant.quant import decoder_bundle
 from reelquant.quant.decoder_bundle import DecoderTrial, largest_fed
+from reelquant.quant.formats import INT8, INT8_REDUCED
 from reelquant.quant.graph.convolutions import convolution_nodes
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph, save_graphs
 from reelquant.quant.graph.static_shapes import known_shape
 from reelquant.quant.methods.primitives import dequantize, quantize, scale_from_absmax
-from reelquant.quant.numerics import INT8, INT8_REDUCED
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle

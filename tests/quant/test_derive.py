@@ -32,7 +32,8 @@ def test_what_is_not_changed_is_the_same(source: Bundle, tmp_path: Path) -> None
         assert not (derived.folder / "transformer").exists() and not (derived.folder / "manifest.json").exists()
         models = derived.models("transformer")
         models["main"].graph.name = "another"
-        derived.write("transformer", models, {"main": {"renamed": {"graphs": 1}}})
+        derived.write("transformer", models)
+        derived.note("transformer", {"main": {"renamed": {"graphs": 1}}})
         derived.note("transformer", {"main": {"judged": {"rel_l2": 0.0}}})
         derived.changes["precision"] = "other"
     made = Bundle.open(tmp_path / "out")

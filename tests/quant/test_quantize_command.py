@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.evaluation import gate as gate_module
+from reelquant.quant.evaluation import limits
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
 from reelquant.quant.graph.linears import linear_nodes
+from reelquant.quant.numerics import Quantized
 from reelquant.quant.recipe import Recipe, Rule
 from reelquant.quant.search.budget import Budget
 from reelquant.quant.search.strengths import CANDIDATES, search_strengths
@@ -59,7 +60,7 @@ def test_every_linear_is_explained(source: list[Path], tmp_path: Path, capfd: Ca
         assert line["rounding"] == ("gptq" if line["numerics"].startswith("fp8") and name in linears else "")
         if name in linears and line["numerics"] == "fp8":
             assert 1e-3 < line["rel_l2"] < 0.1
-    assert said["gate"]["limits"]["step"] == gate_module.LIMITS["fp8"].step and said["gate"]["faults"] == []
+    assert said["gate"]["limits"]["step"] == limits.FP8.step and said["gate"]["faults"] == []
     ran = run(
         capfd,
         "quantize",
@@ -140,8 +141,7 @@ def test_budgets() -> None:
 def test_the_gate_refuses_and_nothing_is_written(
     source: list[Path], tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limits = replace(gate_module.LIMITS["int8"], linear=1e-4)
-    monkeypatch.setitem(gate_module.LIMITS, "int8", limits)
+    monkeypatch.setattr(Quantized, "limits", replace(limits.INT8, linear=1e-4))
     ran = run(capfd, "quantize", *source, tmp_path / "out", *QUICK)
     said = only_message(ran.err)
     assert ran.code == 2 and "transformer_blocks.0.attn1.to_q: its output differs by" in said and "--no-gate" in said

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from reelquant.quant.formats import FP8_E4M3, INT8, PerChannel, PerTensor
 from reelquant.quant.methods.method import PLAIN, Method
-from reelquant.quant.numerics import FP8_E4M3, HIGH, INT8, NUMERICS, PerChannel, PerTensor, Quantized
+from reelquant.quant.numerics import HIGH, NUMERICS, Quantized
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.runtime.errors import BadInput
 from tests.quant.tiny import SHAPES
@@ -28,8 +29,8 @@ def parse(rules: str) -> Recipe:
 @pytest.mark.parametrize(
     ("name", "numerics"),
     [
-        ("int8", Quantized(INT8, weights=PerChannel(axis=1), activations=PerTensor())),
-        ("fp8", Quantized(FP8_E4M3, weights=PerTensor(), activations=PerTensor())),
+        ("int8", Quantized(INT8, weights=PerChannel(axis=1))),
+        ("fp8", Quantized(FP8_E4M3, weights=PerTensor())),
     ],
 )
 def test_built_in_recipes_quantize_attention_and_feed_forward_only(name: str, numerics: Quantized) -> None:
@@ -130,7 +131,7 @@ def test_a_recipe_is_loaded_by_name_or_path_only(tmp_path: Path) -> None:
     assert Recipe.load(path) == Recipe.load(str(path))
     with pytest.raises(
         BadInput,
-        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, nvfp4, or the path of a .toml file",
+        match="unknown recipe 'int7'; one of fp8, fp8-ends-high, fp8-minmax, int4-weight, int8, int8-ends-high, int8-minmax, int8-reduced, int8-weight, mxfp8, nvfp4, or the path of a .toml file",
     ):
         Recipe.load("int7")
     with pytest.raises(BadInput, match="unknown recipe"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from importlib import import_module
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 
 from reelquant.runtime.bundle import ENGINES, Bundle
 from reelquant.runtime.bundle.manifest import Manifest
+from reelquant.runtime.bundle.support import BASES, Support
 from reelquant.runtime.bundle.trust import check_trust
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE, Engine, EngineReport, PlanEntry, one_line
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
@@ -74,14 +75,14 @@ class TensorRt(Engine):
     def files(self, component: str) -> str:
         return f"{ENGINES}/{self.name}/{component}."
 
-    def check_build(self, spec: BuildSpec, formats: AbstractSet[str] = frozenset()) -> None:
+    def check_build(self, spec: BuildSpec, formats: Mapping[str, Support] = MappingProxyType({})) -> None:
         check_targets(spec.gpus, self.flavor)
         stage.current_gpu(spec.gpus, self.flavor)
-        if "fp4" in formats and spec.dynamic:
-            raise BadInput(stage.NVFP4_IS_STATIC)
+        if spec.dynamic:
+            stage.check_dynamic(formats)
         # A text encoder computes in bf16 wherever the rest is in 16 bit: T5 overflows in fp16.
-        wanted = {"bf16" if each == "fp16" else each for each in formats}
-        if fault := lacking(spec.gpus, wanted - {"fp32", "int8", "int4"}):
+        wanted = {**formats, "bf16": BASES["bf16"]} if "fp16" in formats else formats
+        if fault := lacking(spec.gpus, wanted):
             raise BadInput(f"{fault}; choose other GPUs (--gpu) or another --precision")
 
     def plan(self, bundle: Bundle, spec: BuildSpec) -> list[PlanEntry]:

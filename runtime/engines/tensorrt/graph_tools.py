@@ -32,14 +32,14 @@ def lint(bundle: Bundle, spec: BuildSpec) -> list[str]:
 
 
 def static_copier() -> Callable[[Path, Symbols], bytes]:
-    """What makes an ONNX file with its shapes at one size, which TensorRT reads NVFP4 graphs through.
+    """What makes an ONNX file with its shapes at one size, which TensorRT reads some graphs through, NVFP4's for one.
 
     Raises:
         MissingExtra: onnx-ir is not installed.
     """
     copy = _tool("static_copy")
     if copy is None:
-        raise MissingExtra("building an NVFP4 graph needs onnx-ir, which", "export")
+        raise MissingExtra("building a graph for one size at a time needs onnx-ir, which", "export")
     return copy
 
 

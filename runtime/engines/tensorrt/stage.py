@@ -10,11 +10,12 @@ from typing import Any
 
 from reelquant.runtime.bundle import ENGINES, Bundle, write_manifest
 from reelquant.runtime.bundle.manifest import FileEntry, Manifest
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.bundle.trust import remember_built
 from reelquant.runtime.engines.engine import PlanEntry
 from reelquant.runtime.engines.options import CURRENT, BuildSpec
 from reelquant.runtime.engines.tensorrt.builder import build_engine
-from reelquant.runtime.engines.tensorrt.cache import Causes, EngineCache, Entry, cache_key, changed_causes
+from reelquant.runtime.engines.tensorrt.cache import CacheInputs, EngineCache, Entry, cache_key, changed_inputs
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.graph_tools import static_copier
@@ -29,8 +30,7 @@ from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
 
-NVFP4_IS_STATIC = "TensorRT takes NVFP4 graphs for one size at a time; leave --dynamic out, and name each with --clip"
-_ROUND = 2  # of this code: raised when the same causes would give another engine, or other evidence
+_ROUND = 2  # of this code: raised when the same inputs would give another engine, or other evidence
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
     component: str
     graph: str
     profile: Profile
-    causes: Causes
+    cache_inputs: CacheInputs
     file: str
 
     @property
@@ -52,20 +52,36 @@ def jobs(bundle: Bundle, flavor: Flavor, spec: BuildSpec) -> list[Job]:
     """Every engine that ``spec`` asks for, each once.
 
     Raises:
-        BadInput: a size that the model cannot make, or an NVFP4 graph for several.
-        MissingExtra: what NVFP4 graphs are read through is not installed.
+        BadInput: a size that the model cannot make, or several of a graph that is for one size at a time.
+        MissingExtra: what such graphs are read through is not installed.
     """
     found: dict[str, Job] = {}
     for component, graph, shapes in engine_profiles(bundle.manifest, spec):
         file = bundle.manifest.components[component].graphs[graph]
-        if bundle.manifest.is_fp4(component, graph):
+        formats = bundle.manifest.components[component].formats
+        if _is_static(formats):
             if not shapes.is_static:
-                raise BadInput(NVFP4_IS_STATIC)
+                check_dynamic(formats)
             static_copier()  # a missing tool is reported before the first build
-        causes = _causes(bundle.manifest, component, file, flavor, shapes, spec)
-        name = f"{ENGINES}/{flavor.engine}/{component}.{graph}.{cache_key(causes)[:12]}.engine"
-        found.setdefault(name, Job(component, graph, shapes, causes, name))
+        cache_inputs = _cache_inputs(bundle.manifest, component, file, flavor, shapes, spec)
+        name = f"{ENGINES}/{flavor.engine}/{component}.{graph}.{cache_key(cache_inputs)[:12]}.engine"
+        found.setdefault(name, Job(component, graph, shapes, cache_inputs, name))
     return list(found.values())
+
+
+def check_dynamic(formats: Mapping[str, Support]) -> None:
+    """Raises:
+    BadInput: TensorRT takes graphs of one of these formats for one size at a time.
+    """
+    for name, support in formats.items():
+        if not support.dynamic:
+            raise BadInput(
+                f"TensorRT takes {name.upper()} graphs for one size at a time; leave --dynamic out, and name each with --clip"
+            )
+
+
+def _is_static(formats: Mapping[str, Support]) -> bool:
+    return not all(support.dynamic for support in formats.values())
 
 
 def engine_profiles(manifest: Manifest, spec: BuildSpec) -> Iterator[tuple[str, str, Profile]]:
@@ -93,8 +109,8 @@ def build_engines(bundle: Bundle, flavor: Flavor, spec: BuildSpec, progress: Pro
     it was: what is finished is in the cache.
 
     Raises:
-        BadInput: a size that the model cannot make, an NVFP4 graph for several sizes, or a disk that is full.
-        MissingExtra: what NVFP4 graphs are read through is not installed.
+        BadInput: a size that the model cannot make, a graph that is for one size at a time for several, or a disk that is full.
+        MissingExtra: what such graphs are read through is not installed.
         BundleError: a file was changed, or the builder refuses a graph.
         EngineError: an engine is not what its graph asks for.
     """
@@ -103,7 +119,7 @@ def build_engines(bundle: Bundle, flavor: Flavor, spec: BuildSpec, progress: Pro
     records = []
     for job in jobs(bundle, flavor, spec):
         with progress.stage(f"build {job.name}", total=100) as advance:
-            entry, was_there = cache.get(job.causes, partial(_build, bundle, flavor, job, spec, advance))
+            entry, was_there = cache.get(job.cache_inputs, partial(_build, bundle, flavor, job, spec, advance))
         if not was_there:
             remember_built([entry.sha256])
         built.append((job, entry))
@@ -113,7 +129,7 @@ def build_engines(bundle: Bundle, flavor: Flavor, spec: BuildSpec, progress: Pro
                 "graph": job.graph,
                 "file": job.file,
                 "profile": job.profile.as_json(),
-                "causes": job.causes,
+                "cache_inputs": job.cache_inputs,
                 "inputs": entry.facts["inputs"],
                 "evidence": entry.facts["evidence"],
                 "from_cache": was_there,
@@ -172,7 +188,7 @@ def _build(
     manifest = bundle.manifest
     bundle.check_hashes(lambda name: name.startswith(f"{job.component}/"))
     graph, onnx = bundle.graph(job.component, job.graph), None
-    if manifest.is_fp4(job.component, job.graph):
+    if _is_static(manifest.components[job.component].formats):
         onnx = static_copier()(graph, job.profile.most)
     built = build_engine(flavor, graph, job.profile, spec, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
@@ -213,7 +229,9 @@ def _sides(size: Size) -> tuple[int, int, int]:
     return size.frames, size.height, size.width
 
 
-def _causes(manifest: Manifest, component: str, file: str, flavor: Flavor, shapes: Profile, spec: BuildSpec) -> Causes:
+def _cache_inputs(
+    manifest: Manifest, component: str, file: str, flavor: Flavor, shapes: Profile, spec: BuildSpec
+) -> CacheInputs:
     weights = {
         name: entry.sha256
         for name, entry in manifest.files.items()
@@ -255,9 +273,9 @@ def _plan_entry(job: Job, before: Sequence[Mapping[str, Any]], cache: EngineCach
     same = [each for each in before if (each["component"], each["graph"]) == (job.component, job.graph)]
     if any(each["file"] == job.file for each in same):
         return PlanEntry(job.name, job.file, "current", "nothing changed")
-    nearest = min((changed_causes(each["causes"], job.causes) for each in same), key=len, default=None)
+    nearest = min((changed_inputs(each["cache_inputs"], job.cache_inputs) for each in same), key=len, default=None)
     why = "not built before" if nearest is None else "; ".join(nearest)
-    if cache.find(job.causes) is not None:
+    if cache.find(job.cache_inputs) is not None:
         return PlanEntry(job.name, job.file, "cached", why)
     return PlanEntry(job.name, job.file, "new" if nearest is None else "stale", why)
 

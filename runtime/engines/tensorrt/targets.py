@@ -1,10 +1,11 @@
-"""GPUs that engines are built for, by compute capability, and which number formats their tensor cores have."""
+"""GPUs that engines are built for, by compute capability, which says what number formats their tensor cores have."""
 
 from __future__ import annotations
 
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.options import CURRENT
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.errors import BadInput
@@ -23,17 +24,9 @@ class Target:
         number = int(self.name[2:])
         return number // 10, number % 10
 
-    @property
-    def bf16(self) -> bool:
-        return self.capability >= (8, 0)
-
-    @property
-    def fp8(self) -> bool:
-        return self.capability >= (8, 9)
-
-    @property
-    def fp4(self) -> bool:
-        return self.capability >= (10, 0)
+    def computes(self, support: Support) -> bool:
+        """Whether its tensor cores have the format."""
+        return int(self.name[2:]) >= support.gpu
 
 
 TARGETS = {
@@ -91,11 +84,11 @@ def unsupported(flavor: Flavor, here: Gpus) -> str | None:
     )
 
 
-def lacking(targets: tuple[str, ...], formats: AbstractSet[str]) -> str | None:
-    """The first target without hardware for one of ``formats`` ("bf16", "fp8", "fp4"), said to a user; or None."""
+def lacking(targets: tuple[str, ...], formats: Mapping[str, Support]) -> str | None:
+    """The first target without hardware for one of ``formats``, said to a user; or None."""
     for name in targets:
-        for format in sorted(formats):
-            if name in TARGETS and not getattr(TARGETS[name], format):
-                able = [other.name for other in TARGETS.values() if getattr(other, format)]
+        for format, support in sorted(formats.items()):
+            if name in TARGETS and not TARGETS[name].computes(support):
+                able = [other.name for other in TARGETS.values() if other.computes(support)]
                 return f"{name} ({TARGETS[name].gpus}) has no {format}; {able[0]} and newer do"
     return None

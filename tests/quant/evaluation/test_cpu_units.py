@@ -20,9 +20,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from reelquant.quant.formats import INT8, INT8_REDUCED, Format, PerChannel
 from reelquant.quant.graph.graph_files import save_graphs
 from reelquant.quant.graph.linears import linear_nodes
-from reelquant.quant.numerics import INT8, INT8_REDUCED, Format, PerChannel
 from reelquant.quant.passes.qdq import QdqInserter
 from reelquant.runtime.engines import onnxruntime as onnxruntime_engine
 from reelquant.runtime.engines.registry import open_onnx

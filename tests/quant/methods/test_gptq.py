@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reelquant.quant.formats import FP8_E4M3, INT4, INT8, Blocked, Format, Granularity, PerChannel, PerTensor
 from reelquant.quant.methods import gptq as module
 from reelquant.quant.methods.gptq import gptq
 from reelquant.quant.methods.primitives import dequantize, quantize, weight_scales
-from reelquant.quant.numerics import FP8_E4M3, INT4, INT8, Blocked, Format, Granularity, PerChannel, PerTensor
 
 CASES = [(INT8, PerChannel(1)), (FP8_E4M3, PerTensor()), (INT4, Blocked(16)), (INT4, PerChannel(1))]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from reelquant.quant.calibration.channels import BINS, LOWEST_OCTAVE, OCTAVE
+from reelquant.quant.formats import FP8_E4M3, INT8, Format
 from reelquant.quant.methods.observers import threshold
 from reelquant.quant.methods.primitives import dequantize, quantize, scale_from_absmax
-from reelquant.quant.numerics import FP8_E4M3, INT8, Format
 
 
 def values(outliers: int = 3) -> np.ndarray:

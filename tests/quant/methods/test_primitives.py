@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from reelquant.quant.formats import FP8_E4M3, INT8, Format, PerChannel, PerTensor
 from reelquant.quant.methods.primitives import SMALLEST_SCALE, dequantize, quantize, scale_from_absmax, weight_scales
-from reelquant.quant.numerics import FP8_E4M3, INT8, Format, PerChannel, PerTensor
 
 FORMATS = pytest.mark.parametrize("format", [INT8, FP8_E4M3], ids=["int8", "fp8"])
 MAX = float(np.finfo(np.float32).max)

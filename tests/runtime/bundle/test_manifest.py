@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from reelquant.runtime.bundle.manifest import Component, Defaults, FileEntry, Manifest
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.models.cogvideox.geometry import Geometry
 
@@ -22,7 +23,11 @@ MANIFEST = Manifest(
     transformer={"patch_size": 2},
     vae={"scaling_factor": 0.7, "invert_scale_latents": None},
     scheduler={"_class_name": "CogVideoXDDIMScheduler"},
-    components={"transformer": Component({"main": "transformer/main.onnx"}, stats={"main": {"nodes": 3}})},
+    components={
+        "transformer": Component(
+            {"main": "transformer/main.onnx"}, "bf16", {"mxfp8": Support(gpu=100, cpu=False)}, {"main": {"nodes": 3}}
+        )
+    },
     source={"checkpoint": "x", "files": {}},
     tools={"torch": "2"},
     files={"transformer/main.onnx": FileEntry(3, "ab" * 32), "tokenizer.json": FileEntry(0, "cd" * 32)},
@@ -49,13 +54,13 @@ def test_what_is_written_is_read() -> None:
     assert Manifest.from_json(changed("quantization", to={"recipe": "int8"}), WHERE).quantization == {"recipe": "int8"}
 
 
-@pytest.mark.parametrize("found", [0, 2, "1", None, ...])
+@pytest.mark.parametrize("found", [0, 1, 3, "2", None, ...])
 def test_another_format_is_refused(found: Any) -> None:
-    with pytest.raises(BundleError, match=r"manifest.json has format .*; this version reads format 1: export it again"):
+    with pytest.raises(BundleError, match=r"manifest.json has format .*; this version reads format 2: export it again"):
         Manifest.from_json(changed("format", to=found), WHERE)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', "[" * 100_000, '{"format": 1}', "\ud83d"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"', "[" * 100_000, '{"format": 2}', "\ud83d"])
 def test_other_texts_are_no_manifests(text: str) -> None:
     with pytest.raises(BundleError, match=r"bundle/manifest.json (is not a valid manifest|has format None)"):
         Manifest.from_json(text, WHERE)
@@ -81,6 +86,9 @@ def test_other_texts_are_no_manifests(text: str) -> None:
         (("components", "transformer"), "transformer/main.onnx"),
         (("components", "transformer", "graphs"), ["transformer/main.onnx"]),
         (("components", "transformer", "stats"), 3),
+        (("components", "transformer", "formats"), ["mxfp8"]),
+        (("components", "transformer", "formats", "mxfp8", "gpu"), "sm100"),
+        (("components", "transformer", "formats", "mxfp8", "tpu"), 4),
         (("files", "tokenizer.json"), 7),
         (("files", "tokenizer.json", "size"), "7"),
         (("files", "tokenizer.json", "mode"), 7),
@@ -100,6 +108,7 @@ def test_a_field_missing_unknown_or_of_another_kind(keys: tuple[str, ...], to: A
         (("defaults", "fps"), 0, "below 1"),
         (("text_tokens",), 0, "below 1"),
         (("geometry", "patch"), 0, "below 1"),
+        (("components", "transformer", "compute"), "fp64", "unknown compute dtype 'fp64'"),
     ],
 )
 def test_values_that_nothing_can_be_made_with(keys: tuple[str, ...], to: Any, words: str) -> None:

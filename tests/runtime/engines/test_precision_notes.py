@@ -18,6 +18,7 @@ from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines import onnxruntime, openvino
 from reelquant.runtime.engines.precision_notes import Note, note_of
 from reelquant.runtime.engines.registry import get_engine
@@ -90,10 +91,14 @@ def test_a_bundles_own(int8: Bundle, tiny_bundle: TinyBundleMaker) -> None:
     low = note_of(int8.manifest, notes("openvino"))
     assert high and low and (high.precision, low.precision) == ("fp32", "int8")
     assert note_of(int8.manifest, notes("tensorrt-rtx")) is None
-    assert int8.manifest.quantization is not None
-    rules = {**int8.manifest.quantization, "rules": [["transformer_blocks.0.*", "int8_reduced"]]}
-    reduced = note_of(replace(int8.manifest, quantization=rules), notes("openvino"))
-    assert reduced and reduced.precision == "int8-reduced"
+    for formats, noted in (
+        (["int8_reduced"], "int8-reduced"),
+        (["fp8_weight", "fp8"], "fp8"),
+        (["int4_weight"], "weight-only"),
+    ):
+        part = replace(int8.manifest.components["transformer"], formats=dict.fromkeys(formats, Support()))
+        found = note_of(replace(int8.manifest, components={"transformer": part}), notes("openvino"))
+        assert found and found.precision == noted
 
 
 @X86

@@ -1,4 +1,4 @@
-"""The cache of engines: found by its causes alone, whole or not there, and built once however many want it."""
+"""The cache of engines: found by its inputs alone, whole or not there, and built once however many want it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from reelquant.runtime.engines.tensorrt.cache import (
     EngineCache,
     cache_key,
-    changed_causes,
+    changed_inputs,
 )
 from reelquant.runtime.files.atomic import link_or_copy
 from reelquant.runtime.files.user_cache import user_cache
 
-CAUSES: dict[str, Any] = {"graph": "a" * 64, "profile": {"height": [60, 60, 60]}, "targets": ["sm89"], "level": 3}
+INPUTS: dict[str, Any] = {"graph": "a" * 64, "profile": {"height": [60, 60, 60]}, "targets": ["sm89"], "level": 3}
 
 
 def engine(data: bytes = b"engine") -> tuple[memoryview, Mapping[str, Any]]:
@@ -28,9 +28,9 @@ def engine(data: bytes = b"engine") -> tuple[memoryview, Mapping[str, Any]]:
 
 def test_what_was_built_is_found_again(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    assert cache.find(CAUSES) is None
-    made, was_there = cache.get(CAUSES, engine)
-    again, was_there_again = EngineCache(tmp_path).get(CAUSES, lambda: engine(b"another"))
+    assert cache.find(INPUTS) is None
+    made, was_there = cache.get(INPUTS, engine)
+    again, was_there_again = EngineCache(tmp_path).get(INPUTS, lambda: engine(b"another"))
     assert (was_there, was_there_again) == (False, True)
     assert made == again and made.file.read_bytes() == b"engine"
     assert again.facts["inputs"] == {"x": [[1, 2], [1, 2]]}
@@ -40,29 +40,29 @@ def test_what_was_built_is_found_again(tmp_path: Path) -> None:
     ("name", "value"),
     [("graph", "b" * 64), ("profile", {"height": [30, 60, 60]}), ("targets", ["sm120"]), ("level", 5)],
 )
-def test_every_cause_counts(tmp_path: Path, name: str, value: Any) -> None:
+def test_every_input_counts(tmp_path: Path, name: str, value: Any) -> None:
     cache = EngineCache(tmp_path)
-    cache.get(CAUSES, engine)
-    changed = {**CAUSES, name: value}
-    assert cache_key(changed) != cache_key(CAUSES) and cache.find(changed) is None
-    (why,) = changed_causes(CAUSES, changed)
+    cache.get(INPUTS, engine)
+    changed = {**INPUTS, name: value}
+    assert cache_key(changed) != cache_key(INPUTS) and cache.find(changed) is None
+    (why,) = changed_inputs(INPUTS, changed)
     assert why.startswith(name) and " → " in why and len(why) < 100
 
 
 def test_what_is_not_whole_is_not_found(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    entry, _ = cache.get(CAUSES, engine)
+    entry, _ = cache.get(INPUTS, engine)
     facts = entry.file.with_suffix(".json")
     text = facts.read_text("utf-8")
     for damage in ("", "{", json.dumps({**json.loads(text), "bytes": 5}), text.replace("sm89", "sm86")):
         facts.write_text(damage, "utf-8")
-        assert cache.find(CAUSES) is None
+        assert cache.find(INPUTS) is None
     facts.write_text(text, "utf-8")
     entry.file.write_bytes(b"engines")
-    assert cache.find(CAUSES) is None
+    assert cache.find(INPUTS) is None
     entry.file.unlink()
-    assert cache.find(CAUSES) is None
-    assert cache.get(CAUSES, engine)[1] is False and cache.find(CAUSES) is not None
+    assert cache.find(INPUTS) is None
+    assert cache.get(INPUTS, engine)[1] is False and cache.find(INPUTS) is not None
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        EngineCache(tmp_path).get(CAUSES, fail)
+        EngineCache(tmp_path).get(INPUTS, fail)
     assert [file.suffix for file in tmp_path.iterdir() if file.suffix != ".lock"] == []
-    assert EngineCache(tmp_path).get(CAUSES, engine)[1] is False  # and does not lock the next out
+    assert EngineCache(tmp_path).get(INPUTS, engine)[1] is False  # and does not lock the next out
 
 
 def test_two_builders_of_one_key_build_once(tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_two_builders_of_one_key_build_once(tmp_path: Path) -> None:
         return engine()
 
     with ThreadPoolExecutor(2) as both:
-        first = both.submit(EngineCache(tmp_path).get, CAUSES, build)
+        first = both.submit(EngineCache(tmp_path).get, INPUTS, build)
         assert started.wait(5)
-        second = both.submit(EngineCache(tmp_path).get, CAUSES, build)
+        second = both.submit(EngineCache(tmp_path).get, INPUTS, build)
         assert {first.result()[1], second.result()[1]} == {False, True}
     assert built == [1]
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.engines.options import parse_gpus
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
@@ -51,16 +53,20 @@ def test_others_are_refused(text: str, flavor: Flavor, message: str) -> None:
 
 
 def test_formats_by_capability() -> None:
+    formats = {"bf16": BASES["bf16"], **Recipe.load("fp8").support("bf16"), **Recipe.load("nvfp4").support("bf16")}
     able = {
-        format: {name for name, target in TARGETS.items() if getattr(target, format)}
-        for format in ("bf16", "fp8", "fp4")
+        format: {name for name, target in TARGETS.items() if target.computes(support)}
+        for format, support in formats.items()
     }
     assert able["bf16"] == TARGETS.keys() - {"sm75"}
     assert able["fp8"] == {"sm89", "sm90", "sm100", "sm103", "sm120", "sm121"}
-    assert able["fp4"] == {"sm100", "sm103", "sm120", "sm121"}
-    assert lacking(("sm89", "sm120"), {"fp8", "bf16"}) is None
-    assert lacking(("sm86", "sm89"), {"fp8"}) == "sm86 (Ampere: A10, A40, RTX 30) has no fp8; sm89 and newer do"
-    assert lacking(("current",), {"fp8"}) is None
+    assert able["nvfp4"] == {"sm100", "sm103", "sm120", "sm121"}
+    assert lacking(("sm89", "sm120"), {"fp8": formats["fp8"], "bf16": formats["bf16"]}) is None
+    assert (
+        lacking(("sm86", "sm89"), {"fp8": formats["fp8"]})
+        == "sm86 (Ampere: A10, A40, RTX 30) has no fp8; sm89 and newer do"
+    )
+    assert lacking(("current",), {"fp8": formats["fp8"]}) is None
 
 
 @pytest.mark.parametrize(

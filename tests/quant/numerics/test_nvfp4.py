@@ -14,7 +14,7 @@ from onnx.reference.op_run import OpRun
 
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.graph.graph_stats import graph_stats
-from reelquant.quant.graph.linears import DYNAMIC, linear_nodes
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.passes.insert_qdq import insert_qdq
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.errors import BadInput, BundleError
@@ -62,7 +62,7 @@ class FP4DynamicQuantize(OpRun):
         return np.clip(steps, -6, 6).reshape(x.shape).astype(ml_dtypes.float4_e2m1fn), scales
 
 
-FP4DynamicQuantize.__name__ = DYNAMIC
+FP4DynamicQuantize.__name__ = "TRT_FP4DynamicQuantize"
 
 
 def quantized(weights: dict[str, Array], ranges: Ranges) -> ir.Model:
@@ -79,7 +79,7 @@ def test_a_graph_computes_the_simulation() -> None:
     assert stats["quantized_linears"] == len(QUANTIZED)
     assert stats["weight_bytes_by_dtype"]["FLOAT4E2M1"] == sum(np.prod(SHAPES[name]) for name in QUANTIZED) // 2
     # q, k and v read one activation.
-    assert sum(node.op_type == DYNAMIC for node in graph.graph) == len(QUANTIZED) - 4
+    assert sum(node.op_type == FP4DynamicQuantize.__name__ for node in graph.graph) == len(QUANTIZED) - 4
     assert {linear.name: linear.activation for linear in linear_nodes(graph)} == {
         linear.name: linear.activation for linear in linear_nodes(model(weights))
     }
