@@ -8,7 +8,7 @@ import click
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
-from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint
+from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint, stored_text
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.commands.options import GATE, OUT, REPLACE, SAMPLING
@@ -34,9 +34,7 @@ SIZE = size_option("Default size of the clips [default: the checkpoint's].")
 TEXT_WEIGHTS = click.option(
     "--text-weights",
     type=click.Choice(STORAGES, case_sensitive=False),
-    default=ExportPlan.text_weights,
-    show_default=True,
-    help="How the text encoder's weights are stored; it computes in fp32.",
+    help="How the text encoder's weights are stored; it computes in fp32 [default: as the recipe says, else fp32].",
 )
 FRAMES = click.option("--frames", type=int, help="Default number of frames [default: the checkpoint's].")
 
@@ -69,7 +67,7 @@ def export(
     engine: str,
     size: tuple[int, int] | None,
     frames: int | None,
-    text_weights: str,
+    text_weights: str | None,
     base: str | None,
     spec: BuildSpec,
     data: str,
@@ -119,7 +117,7 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
     defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
     size = Size(defaults.frames, defaults.height, defaults.width)
     calibration = plan.calibration.wanted_size(defaults, checkpoint.model)
-    choices = Choices(size, plan.precision, plan.text_weights, plan.engine, plan.spec.tiled, calibration)
+    choices = Choices(size, plan.precision, stored_text(plan), plan.engine, plan.spec.tiled, calibration)
     needs = make_plan(checkpoint, defaults, choices)
     if as_json:
         print_json(needs.as_json())
@@ -142,14 +140,14 @@ def trace(
     out: Path,
     size: tuple[int, int] | None,
     frames: int | None,
-    text_weights: str,
+    text_weights: str | None,
     replace: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Trace CHECKPOINT's networks, check each graph against torch, and write the fp32 bundle OUT."""
     with Progress(shown(quiet)) as progress:
-        bundle = trace_bundle(checkpoint, out, size, frames, replace, progress, text_weights)
+        bundle = trace_bundle(checkpoint, out, size, frames, replace, progress, text_weights or "fp32")
     parts = bundle.manifest.components
     if as_json:
         print_json({"bundle": str(out), "parity": {n: p.parity for n, p in parts.items()}, "digest": bundle.digest})

@@ -13,10 +13,13 @@ from reelquant.quant.calibration.calibrate import calibrate
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.derive import derive_bundle
 from reelquant.quant.evaluation.teacher import Trial
+from reelquant.quant.passes.rotate import check_head
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe, built_in_recipes
+from reelquant.quant.rotate_bundle import rotate_bundle
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.engines.options import BuildSpec
@@ -26,18 +29,20 @@ from reelquant.runtime.files.atomic import check_free, scratch_folder
 from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sampling.tokenizer import Tokenizer
-from reelquant.runtime.sizes import Size
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to make of a checkpoint; the command line's defaults are these."""
+    """What to make of a checkpoint; the command line's defaults are these.
+
+    ``text_weights`` is what the text encoder's weights are stored in ("fp32", "bf16", "int8"), where not as the recipe says.
+    """
 
     precision: str = "fp32"
     engine: str = DEFAULT_ENGINE
     size: tuple[int, int] | None = None
     frames: int | None = None
-    text_weights: str = "fp32"
+    text_weights: str | None = None
     data: str = "general"
     calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
     base: str | None = None
@@ -70,7 +75,19 @@ def chosen_base(checkpoint: Checkpoint, plan: ExportPlan) -> str:
     recipe = _recipe(plan.precision)
     if recipe:
         recipe.check_base(base)
+        if recipe.rotate:
+            check_head(checkpoint.model.head_dim)
     return base
+
+
+def stored_text(plan: ExportPlan) -> str:
+    """What the text encoder's weights are stored in.
+
+    Raises:
+        BadInput: an unknown precision.
+    """
+    recipe = _recipe(plan.precision)
+    return plan.text_weights or (recipe.text_storage if recipe else "fp32")
 
 
 def export_checkpoint(
@@ -113,7 +130,7 @@ def export_checkpoint(
         tried.check_tokens(len(tried.prompts), tokenizer)
     if recipe is None and base == "fp32" and work is None:
         progress.say(f"trace {checkpoint.name}")
-        bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, plan.text_weights)
+        bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, stored_text(plan))
         return _built(bundle, plan, progress)
     with _work_folder(work, out) as folder:
         fp32 = _traced(checkpoint, folder / "fp32", plan, progress)
@@ -125,18 +142,28 @@ def export_checkpoint(
             progress.say(f"compute in {base}")
             bundle = quantize_bundle(fp32, None, None, out, replace, base)
         else:
+            if recipe.rotate:
+                progress.say("rotate the attentions' values")
+                fp32 = rotate_bundle(fp32, folder / "rotated", replace=True)
             ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, progress)
             progress.say(f"quantize by recipe {recipe.name}, base {base}")
-            trial = _trial(plan, ranges)
-            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base, trial, progress=progress)
+            trial, decoder = _trial(plan, ranges), _decoder_trial(plan, data, checkpoint.task, ranges)
+            bundle = quantize_bundle(
+                fp32, ranges, recipe, out, replace, base, trial, decoder=decoder, progress=progress
+            )
         return _built(bundle, plan, progress)
 
 
 def _trial(plan: ExportPlan, ranges: Ranges) -> Trial | None:
     """On clips of the calibration's size: what this machine could calibrate on, it can judge on."""
-    made = ranges.provenance
-    size = Size(made.frames, made.height, made.width)
-    return Trial(plan.data, size=size, engine=get_engine(plan.engine).accuracy_engine) if plan.gate else None
+    engine = get_engine(plan.engine).accuracy_engine
+    return Trial(plan.data, size=ranges.provenance.size, engine=engine) if plan.gate else None
+
+
+def _decoder_trial(plan: ExportPlan, data: CalibrationData, task: str, ranges: Ranges) -> DecoderTrial | None:
+    """Likewise; None where the set has too few prompts to take scales from some and try others."""
+    engine = get_engine(plan.engine).accuracy_engine
+    return DecoderTrial(plan.data, engine=engine, size=ranges.provenance.size).within(data.usable(task))
 
 
 def _check_build(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:
@@ -170,7 +197,7 @@ def _traced(checkpoint: Checkpoint, path: Path, plan: ExportPlan, progress: Prog
         if (
             manifest.source["files"] == checkpoint.hashes()
             and manifest.tools == tool_versions()
-            and text_storage(manifest) == plan.text_weights
+            and text_storage(manifest) == stored_text(plan)
             and manifest.defaults == bundle_defaults(checkpoint, plan.size, plan.frames)
         ):
             bundle.check_hashes()
@@ -179,7 +206,7 @@ def _traced(checkpoint: Checkpoint, path: Path, plan: ExportPlan, progress: Prog
     except BundleError:
         pass  # nothing there, or half of something: made anew
     progress.say(f"trace {checkpoint.name}")
-    return trace_bundle(checkpoint, path, plan.size, plan.frames, True, progress, plan.text_weights)
+    return trace_bundle(checkpoint, path, plan.size, plan.frames, True, progress, stored_text(plan))
 
 
 def _calibrated(
@@ -195,7 +222,7 @@ def _calibrated(
         ranges = Ranges.load(path)
         made = ranges.provenance
         found = (made.source_digest, made.data_sha256, made.engine, made.engine_version)
-        sampled = (made.prompts, made.steps, made.seed, Size(made.frames, made.height, made.width))
+        sampled = (made.prompts, made.steps, made.seed, made.size)
         read = (fp32.digest, data.digest(manifest.task, plan.prompts), plan.engine, get_engine(plan.engine).version())
         if found == read and sampled == (plan.prompts, plan.steps, plan.seed, size):
             progress.say(f"calibrate: {path} is up to date ({ranges.summary})")

@@ -8,7 +8,7 @@ decoder is then held against the bundle's own on clips that it was not calibrate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,12 @@ import numpy as np
 from reelquant.quant.calibration.calibrate import hash_prompts
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.ranges import HIGH, LOW
-from reelquant.quant.derive import derive_bundle
+from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.graph.convolutions import convolution_nodes
 from reelquant.quant.graph.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
+from reelquant.quant.sections import VAE_DECODER
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.options import EngineOptions
@@ -34,7 +35,7 @@ from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
 
-DECODER, PASS, INT8 = "vae_decoder", "quantize_convolutions", "int8"
+DECODER, PASS, INT8 = VAE_DECODER, "quantize_convolutions", "int8"
 # Frames further than this from fp32's are refused, dB. The demo's are 48 dB away.
 LEAST_PSNR = 35.0
 
@@ -53,6 +54,11 @@ class DecoderTrial:
     seed: int = 0
     engine: str = "openvino"
     size: Size | None = None
+
+    def within(self, usable: int) -> DecoderTrial | None:
+        """This, of a set with ``usable`` prompts: with fewer clips for scales, or None where none are left."""
+        prompts = min(self.prompts, usable - self.held_out)
+        return replace(self, prompts=prompts) if prompts > 0 else None
 
     def requests(self, task: str) -> tuple[list[Request], list[Request]]:
         """Those for scales, and those held out.
@@ -83,15 +89,36 @@ def quantize_decoder(
         BundleError: a file was changed, or a filter is infinite or NaN.
         AccuracyError: the frames are further off than ``LEAST_PSNR``; nothing is written.
     """
+    check_decoder(bundle)
+    check_free(out, replace_out)
+    trial.requests(bundle.manifest.task)
+    bundle.check_hashes()  # before the sampling, not after it
+    with derive_bundle(bundle, out, [DECODER], replace_out, checked=True) as derived:
+        convolve_in_int8(derived, trial, progress)
+    return Bundle.open(out)
+
+
+def check_decoder(bundle: Bundle) -> None:
+    """Raises:
+    BadInput: the bundle computes in 16 bit, or its decoder is quantized already.
+    """
     manifest = bundle.manifest
-    before = manifest.components[DECODER]
     if manifest.base != "fp32":
         raise BadInput(f"{bundle.path} computes in {manifest.base}; give a bundle whose base is fp32")
-    if before.formats:
+    if manifest.components[DECODER].formats:
         raise BadInput(f"the decoder of {bundle.path} is quantized already; start from the bundle it was made from")
-    check_free(out, replace_out)
-    seen, unseen = trial.requests(manifest.task)
-    bundle.check_hashes()  # before the sampling, not after it
+
+
+def convolve_in_int8(derived: Derivation, trial: DecoderTrial, progress: Progress = SILENT) -> float:
+    """Write the decoder of a bundle in the making, and return how far the frames of the held-out clips are from fp32's, dB.
+
+    Raises:
+        BadInput: a clip cannot be made.
+        BundleError: a filter is infinite or NaN.
+        AccuracyError: the frames are further off than ``LEAST_PSNR``.
+    """
+    bundle = derived.bundle
+    seen, unseen = trial.requests(bundle.manifest.task)
     pipeline = Pipeline(bundle, EngineOptions(trial.engine))
     clips = []
     with progress.stage("sample", len(seen) + len(unseen)) as advance:
@@ -99,31 +126,30 @@ def quantize_decoder(
             clips.append(pipeline.sample(request))
             advance()
     del pipeline
-    with derive_bundle(bundle, out, [DECODER], replace_out, checked=True) as derived:
-        largest = largest_fed(bundle, clips[: len(seen)], derived.folder, trial.engine, progress)
-        models = derived.models(DECODER)
-        counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
-        part = derived.write(DECODER, models)
-        frames: list[list[Array]] = []
-        with progress.stage("compare", 2 * len(unseen)) as advance:
-            for side in (bundle.path, derived.folder):
-                decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, trial.engine)
-                frames.append([])
-                for latents in clips[len(seen) :]:
-                    frames[-1] += decoder.decode(latents)
-                    advance()
-        psnr = frames_psnr(*frames)
-        if not psnr >= LEAST_PSNR:
-            raise AccuracyError(
-                f"INT8 convolutions take the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
-                "the limit; keep this decoder in fp32"
-            )
-        prompts = hash_prompts([request.prompt for request in seen])
-        made = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
-        facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": made}
-        derived.formats(DECODER, {INT8: Support()})
-        derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}} for graph, count in counts.items()})
-    return Bundle.open(out)
+    largest = largest_fed(bundle, clips[: len(seen)], derived.folder, trial.engine, progress)
+    models = derived.models(DECODER)
+    counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
+    part = derived.write(DECODER, models)
+    frames: list[list[Array]] = []
+    with progress.stage("compare", 2 * len(unseen)) as advance:
+        for side in (bundle.path, derived.folder):
+            decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, trial.engine)
+            frames.append([])
+            for latents in clips[len(seen) :]:
+                frames[-1] += decoder.decode(latents)
+                advance()
+    psnr = frames_psnr(*frames)
+    if not psnr >= LEAST_PSNR:
+        raise AccuracyError(
+            f"INT8 convolutions take the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
+            "the limit; keep this decoder in fp32"
+        )
+    prompts = hash_prompts([request.prompt for request in seen])
+    made = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
+    facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": made}
+    derived.formats(DECODER, {INT8: Support()})
+    derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}} for graph, count in counts.items()})
+    return psnr
 
 
 def largest_fed(

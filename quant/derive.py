@@ -48,6 +48,11 @@ class Derivation:
         added = {graph: {**made.passes.get(graph, {}), **passes.get(graph, {})} for graph in made.graphs}
         self.components[component] = replace(made, passes=added)
 
+    def keep(self, component: str) -> None:
+        """Leave a component as it was after all."""
+        start = f"{component}/"
+        self.bundle.copy_files(self.folder, lambda name: name.startswith(start))
+
     def compute(self, component: str, dtype: str) -> None:
         """Say what all of a component computes in that is not quantized."""
         self.components[component] = replace(self.components[component], compute=dtype)

@@ -1,4 +1,4 @@
-"""The third stage: fp32 bundle + ranges + recipe → a bundle whose transformer is quantized, in a base precision."""
+"""The third stage: fp32 bundle + ranges + recipe → a quantized bundle, in a base precision."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from typing import Any
 import onnx_ir as ir
 
 from reelquant.quant.calibration.ranges import Ranges
+from reelquant.quant.decoder_bundle import INT8, DecoderTrial, check_decoder, convolve_in_int8
 from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.evaluation.gate import judge, limits_of
 from reelquant.quant.evaluation.limits import Limits
 from reelquant.quant.evaluation.teacher import Step, Trial
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
+from reelquant.quant.passes.store_weights import FORMATS, store_weights
 from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.recipe import Recipe
+from reelquant.quant.sections import ALWAYS, TEXT_ENCODER, VAE_DECODER
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.support import BASES
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
@@ -35,13 +39,17 @@ def quantize_bundle(
     base: str = "fp32",
     trial: Trial | None = None,
     steps: Sequence[Step] | None = None,
+    decoder: DecoderTrial | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Write ``out``: the bundle with its transformer in the recipe's numerics, and all else in ``base``.
+    """Write ``out``: the bundle in the recipe's numerics, and all else in ``base``.
 
     With a ``trial`` the quantized transformer is first held against the bundle's on these clips (:mod:`reelquant.quant.evaluation.gate`);
     the verdict and its limits stand in the manifest. What no CPU computes (NVFP4) is not. What a CPU computes beside float32
     alone (MXFP8) is held so before it is written in ``base``. ``steps`` are what the trial recorded, where it was recorded before.
+
+    Where the recipe puts the VAE's decoder in INT8, ``decoder`` says of which clips its scales are, and on which it is tried; without
+    it that section is left out. A text encoder whose weights were stored when it was traced stays as it is.
 
     Without a recipe (and ranges) only the base changes. In a 16-bit base every network computes in 16 bit; the text
     encoder in bf16 even if the others are fp16, which T5 overflows.
@@ -59,14 +67,27 @@ def quantize_bundle(
     if recipe is not None:
         recipe.check_base(base)
     changed = set(manifest.components) if base != "fp32" else {QUANTIZED} if recipe else set()
+    storage = recipe.text_storage if recipe and not manifest.components[TEXT_ENCODER].formats else "fp32"
+    changed |= {TEXT_ENCODER} if storage != "fp32" else set()
+    convolves = decoder is not None and recipe is not None and base == "fp32" and _gains(recipe, decoder)
+    if convolves:
+        check_decoder(bundle)
+        changed.add(VAE_DECODER)
     with derive_bundle(bundle, out, changed, replace_out) as derived:
         derived.changes |= {"precision": recipe.name if recipe else base, "quantization": None}
         for name in sorted(changed):
+            if name == VAE_DECODER and convolves and recipe is not None and decoder is not None:
+                _convolved(derived, recipe, decoder, progress)
+                continue
             models = derived.models(name)
+            if name == TEXT_ENCODER and storage != "fp32":
+                counts = store_weights(models["main"], storage)
+                derived.note(name, {"main": {"store_weights": {"storage": storage, **counts}}})
+                derived.formats(name, FORMATS[storage])
             if name == QUANTIZED and recipe is not None and ranges is not None:
                 models = _quantized(derived, models, ranges, recipe, base, trial, steps, progress)
             if base != "fp32":
-                compute = "bf16" if name == "text_encoder" else base
+                compute = "bf16" if name == TEXT_ENCODER else base
                 derived.note(name, {graph: {"to_16bit": to_16bit(model, compute)} for graph, model in models.items()})
                 derived.compute(name, compute)
             derived.write(name, models)
@@ -113,6 +134,27 @@ def _quantized(
     derived.changes["quantization"] = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
     (derived.folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
     return models
+
+
+def _gains(recipe: Recipe, trial: DecoderTrial) -> bool:
+    section = recipe.section(VAE_DECODER)
+    return section.numerics == INT8 and (section.when == ALWAYS or get_engine(trial.engine).fast_int8_convolutions())
+
+
+def _convolved(derived: Derivation, recipe: Recipe, trial: DecoderTrial, progress: Progress) -> None:
+    """The decoder in INT8, or as it was where the recipe asks for speed alone and it loses too much.
+
+    Raises:
+        AccuracyError: it loses too much, and the recipe wants it in any case.
+    """
+    progress.say("put the VAE's decoder in INT8")
+    try:
+        convolve_in_int8(derived, trial, progress)
+    except AccuracyError as error:
+        if recipe.section(VAE_DECODER).when == ALWAYS:
+            raise
+        progress.say(str(error))
+        derived.keep(VAE_DECODER)
 
 
 def check_sources(bundle: Bundle, ranges: Ranges | None) -> None:

@@ -1,4 +1,4 @@
-"""Recipe: what is computed in what. A short TOML list of (name pattern → numerics); the last match wins."""
+"""Recipe: what a whole bundle is computed in. Its rules, name pattern → numerics, are the transformer's; the last match wins."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import json
 import re
 import tomllib
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from reelquant.quant.methods.method import PLAIN, Method, check_strength
 from reelquant.quant.numerics import HIGH, NUMERICS, High, Numerics
+from reelquant.quant.sections import ALWAYS, STORAGE, TEXT_ENCODER, VAE_DECODER, Section, parse_sections
 from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.errors import BadInput
 
@@ -37,12 +38,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Rules in the order of their file. A node that none matches stays high."""
+    """Rules in the order of their file. A node that none matches stays high, as does a component without a section.
+
+    ``rotate`` says that attentions' values are rotated before calibration (:mod:`reelquant.quant.passes.rotate`).
+    """
 
     name: str
     description: str
     rules: tuple[Rule, ...]
     method: Method = PLAIN
+    rotate: bool = False
+    sections: Mapping[str, Section] = field(default_factory=dict)
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -68,7 +74,8 @@ class Recipe:
     def parse(cls, text: str, where: str = "recipe") -> Recipe:
         """Read a recipe from TOML text; ``where`` is what errors call it.
 
-        ``extends = "fp8"`` puts that recipe's rules before its own, if it has any, and takes its method unless it has one.
+        ``extends = "fp8"`` puts that recipe's rules before its own, if it has any, and takes the rest of it but for what it says
+        itself.
 
         Raises:
             BadInput: not TOML, a key missing, unknown or of the wrong type, unknown numerics, or INT8 beside FP8 or FP4.
@@ -78,19 +85,23 @@ class Recipe:
         except tomllib.TOMLDecodeError as error:
             raise BadInput(f"{where} is not valid TOML: {error}") from error
         inherited: tuple[Rule, ...] = ()
-        method = PLAIN
+        method, rotate, sections = PLAIN, False, dict[str, Section]()
         if isinstance(table.get("extends"), str):
             parent = cls.load(table.pop("extends"))
-            inherited, method = parent.rules, parent.method
+            inherited, method, rotate, sections = parent.rules, parent.method, parent.rotate, dict(parent.sections)
             table.setdefault("rules", [])
         if "method" in table:
             method = Method.parse(table.pop("method"), where)
+        rotate = table.pop("rotate", rotate)
+        if not isinstance(rotate, bool):
+            raise BadInput(f"{where}: rotate must be true or false")
+        sections |= parse_sections(table, where)
         _check_keys(table, {"name": str, "description": str, "rules": list}, where)
         own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
         rules = (*inherited, *own)
         if not rules:
             raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
-        recipe = cls(table["name"], table["description"], rules, method)
+        recipe = cls(table["name"], table["description"], rules, method, rotate, sections)
         if "int8" in recipe.formats and recipe.formats - {"int8", "int4"}:
             others = " and ".join(sorted(recipe.formats - {"int8", "int4"}))
             raise BadInput(f"{where} names int8 beside {others}, which no engine holds together; choose one")
@@ -139,12 +150,27 @@ class Recipe:
         """Raises:
         BadInput: its numerics do not stand beside ``base``.
         """
+        decoder = self.section(VAE_DECODER)
+        if decoder.numerics != "high" and decoder.when == ALWAYS and base != "fp32":
+            raise BadInput(
+                f"recipe {self.name!r} puts the VAE's decoder in {decoder.numerics}, beside fp32 alone; use --base fp32, or "
+                f'say when = "faster" of {VAE_DECODER}'
+            )
         for name, numerics in self.numerics.items():
             if base not in numerics.bases:
                 raise BadInput(
                     f"TensorRT alone computes in {name.upper()}, beside 16 bit; use --engine tensorrt-rtx --gpu sm120, or "
                     f"--base {numerics.bases[0]}"
                 )
+
+    def section(self, component: str) -> Section:
+        """What it says of a component beside the transformer."""
+        return self.sections.get(component, Section())
+
+    @property
+    def text_storage(self) -> str:
+        """What the text encoder's weights are stored in."""
+        return STORAGE[self.section(TEXT_ENCODER).numerics]
 
     def for_blocks(self, nodes: Collection[str]) -> Recipe:
         """This recipe for a graph with these node names: ``{last}`` replaced by the number of its last block."""
@@ -173,15 +199,20 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """sha256 of the rules in order and of the method: what the recipe does, not how it is described."""
-        does = [[[rule.match, rule.numerics, rule.strength] for rule in self.rules], asdict(self.method)]
+        """sha256 of the rules in order, the method and the sections: what the recipe does, not how it is described."""
+        rules = [[rule.match, rule.numerics, rule.strength] for rule in self.rules]
+        sections = {name: asdict(section) for name, section in sorted(self.sections.items())}
+        does = [rules, asdict(self.method), self.rotate, sections]
         return hashlib.sha256(json.dumps(does, ensure_ascii=False).encode()).hexdigest()
 
     def to_toml(self) -> str:
         """As :meth:`parse` reads it."""
         method = {key: value for key, value in asdict(self.method).items() if value is not None}
         lines = [f"name = {json.dumps(self.name)}", f"description = {json.dumps(self.description)}"]
-        lines += [f"method = {_table(method)}", "", "rules = ["]
+        lines.append(f"method = {_table(method)}")
+        lines += ["rotate = true"] if self.rotate else []
+        lines += [f"{name} = {_table(asdict(section))}" for name, section in self.sections.items()]
+        lines += ["", "rules = ["]
         for rule in self.rules:
             lines.append(
                 f"    {_table({key: value for key, value in asdict(rule).items() if value not in (None, '')})},"

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save
 from reelquant.quant.calibration.channels import BINS, Channels
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.files.atomic import partial_folder
+from reelquant.runtime.sizes import Size
 
 # A tensor's name and one of these: the outputs of an observed graph, and the keys of ranges.safetensors.
 LOW, HIGH, HISTOGRAM, CHANNEL = "::low", "::high", "::histogram", "::channel_"
@@ -45,6 +46,11 @@ class Provenance:
     engine: str
     engine_version: str
     source_digest: str
+
+    @property
+    def size(self) -> Size:
+        """Of the clips that were sampled."""
+        return Size(self.frames, self.height, self.width)
 
 
 @dataclass(frozen=True, eq=False)

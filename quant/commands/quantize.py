@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.commands.options import GATE, OUT, REPLACE, TRIAL
+from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.quantize import check_sources, quantize_bundle
@@ -24,7 +26,6 @@ from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.registry import get_engine, installed_engine
 from reelquant.runtime.files.atomic import check_free
 from reelquant.runtime.progress import Progress
-from reelquant.runtime.sizes import Size
 
 
 @click.command()
@@ -83,7 +84,7 @@ def quantize(
     source, seen, chosen = Bundle.open(bundle), Ranges.load(ranges), Recipe.load(recipe)
     made = seen.provenance
     runs = get_engine(engine) if engine else installed_engine()
-    size = Size(made.frames, made.height, made.width)
+    size = made.size
     trial = dataclasses.replace(trial, size=size, engine=runs.accuracy_engine)
     check_free(out, replace)
     recorded = found = None
@@ -97,7 +98,9 @@ def quantize(
                 found = search(source, seen, chosen, wanted, recorded, trial.engine, base, progress)
                 chosen = found.recipe
         held = trial if gate else None
-        result = quantize_bundle(source, seen, chosen, out, replace, base, held, recorded, progress)
+        data = CalibrationData.load(trial.data)
+        decoder = DecoderTrial(trial.data, engine=trial.engine, size=size).within(data.usable(source.manifest.task))
+        result = quantize_bundle(source, seen, chosen, out, replace, base, held, recorded, decoder, progress)
     _report(source, result, chosen, wanted, found, explained, as_json)
 
 

@@ -23,6 +23,14 @@ from reelquant.runtime.errors import BadInput
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
+def check_head(head: int) -> None:
+    """Raises:
+    BadInput: heads of ``head`` channels cannot be rotated.
+    """
+    if head < 2 or head & (head - 1):
+        raise BadInput(f"a head of {head} channels has no Hadamard matrix here; it must be a power of two")
+
+
 def rotate(model: ir.Model, head: int) -> int:
     """Rotate the values of every attention of ``model`` (fp32), in place; ``head`` is the channels of one. Return how many.
 
@@ -31,8 +39,7 @@ def rotate(model: ir.Model, head: int) -> int:
     Raises:
         BadInput: ``head`` is no power of two, or the graph has no attention of CogVideoX's names.
     """
-    if head < 2 or head & (head - 1):
-        raise BadInput(f"a head of {head} channels has no Hadamard matrix here; it must be a power of two")
+    check_head(head)
     turn = hadamard(head)
     linears = {linear.name: linear for linear in linear_nodes(model)}
     attentions = attention_nodes(model)

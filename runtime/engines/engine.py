@@ -104,6 +104,10 @@ class Engine(ABC):
         """What each precision is worth on this machine; empty where only a measurement could say."""
         return ()
 
+    def fast_int8_convolutions(self) -> bool:
+        """Whether they take less time than fp32's here, as measured (docs/benchmarks.md)."""
+        return False
+
     def device_seconds(self) -> float | None:
         """How long this process has computed on the engine's device; None where it does not say."""
         return None

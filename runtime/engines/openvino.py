@@ -17,7 +17,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
 from reelquant.runtime.errors import BundleError, imported
-from reelquant.runtime.machine.cpu_units import instruction_sets
+from reelquant.runtime.machine.cpu_units import instruction_sets, is_arm
 from reelquant.runtime.machine.memory import give_back_at_once
 
 # The graph says its own numerics: without these, a CPU with bf16 units would silently compute fp32 graphs in bf16, and what
@@ -54,6 +54,10 @@ class OpenVino(OnnxEngine):
     def precision_notes(self) -> tuple[Note, ...]:
         exact = "avx512f" in instruction_sets()  # where its INT8 kernels gain on 7-bit weights
         return cpu_notes(not saturates(), saved="memory, not time", reduced_is_faster=exact)
+
+    def fast_int8_convolutions(self) -> bool:
+        """On x86 with VNNI or without; elsewhere nobody has measured it."""
+        return not is_arm()
 
     def open_onnx(self, graph: Path, options: EngineOptions, lean: bool = False) -> Session:
         """Compile an ONNX file (fp32, INT8 or FP8 Q/DQ) for the CPU; with ``lean`` at its first run, and again whenever the

@@ -1,0 +1,49 @@
+"""What a recipe says of the components beside the transformer, a section each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reelquant.runtime.errors import BadInput
+
+TEXT_ENCODER, VAE_DECODER = "text_encoder", "vae_decoder"
+ALWAYS, FASTER = "always", "faster"
+# What a component's section can name. The text encoder is stored in fewer bits, and computes in its own precision.
+NUMERICS_OF = {
+    TEXT_ENCODER: ("high", "bf16_weight", "int8_weight"),
+    VAE_DECODER: ("high", "int8"),
+    "vae_encoder": ("high",),
+}
+STORAGE = {"high": "fp32", "bf16_weight": "bf16", "int8_weight": "int8"}
+
+
+@dataclass(frozen=True)
+class Section:
+    """``when`` is "always", or "faster": where the engine gains time by it and what is lost keeps its limit, else not."""
+
+    numerics: str = "high"
+    when: str = ALWAYS
+
+
+def parse_sections(table: dict[str, Any], where: str) -> dict[str, Section]:
+    """Take the sections out of a recipe's ``table``.
+
+    Raises:
+        BadInput: a key or a value that is not allowed.
+    """
+    found = {}
+    for component, allowed in NUMERICS_OF.items():
+        if component not in table:
+            continue
+        entry = table.pop(component)
+        keys = ("numerics", "when") if component == VAE_DECODER else ("numerics",)
+        if not isinstance(entry, Mapping) or not set(entry) <= set(keys) or "numerics" not in entry:
+            raise BadInput(f"{where}: {component} must be a table with {' and '.join(keys)}")
+        if entry["numerics"] not in allowed:
+            raise BadInput(f"{where}: {component} cannot be {entry['numerics']!r}; one of {', '.join(allowed)}")
+        if entry.get("when", ALWAYS) not in (ALWAYS, FASTER):
+            raise BadInput(f"{where}: unknown when {entry['when']!r} of {component}; one of {ALWAYS}, {FASTER}")
+        found[component] = Section(**entry)
+    return found
