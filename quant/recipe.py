@@ -211,7 +211,7 @@ class Recipe:
         lines = [f"name = {json.dumps(self.name)}", f"description = {json.dumps(self.description)}"]
         lines.append(f"method = {_table(method)}")
         lines += ["rotate = true"] if self.rotate else []
-        lines += [f"{name} = {_table(asdict(section))}" for name, section in self.sections.items()]
+        lines += [f"{name} = {_table(section.as_toml())}" for name, section in self.sections.items()]
         lines += ["", "rules = ["]
         for rule in self.rules:
             lines.append(

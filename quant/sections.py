@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from reelquant.runtime.errors import BadInput
@@ -25,6 +25,10 @@ class Section:
 
     numerics: str = "high"
     when: str = ALWAYS
+
+    def as_toml(self) -> dict[str, str]:
+        """As :func:`parse_sections` reads it."""
+        return {key: value for key, value in asdict(self).items() if (key, value) != ("when", ALWAYS)}
 
 
 def parse_sections(table: dict[str, Any], where: str) -> dict[str, Section]:

@@ -14,6 +14,7 @@ from reelquant.quant import decoder_bundle
 from reelquant.quant.calibration.calibrate import calibrate
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
@@ -23,9 +24,9 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
-from tests.conftest import BUILD, CHECKPOINTS, BundleMaker, TinyBundleMaker
-from tests.tiny_bundle import RECIPE
+from tests.conftest import BUILD, CHECKPOINTS, BundleMaker
 
+ONE_LAYER = 'name="x"\ndescription="x"\nrules=[{match="transformer_blocks.0.ff.*", numerics="int8"}]\n'
 HEAD = 'name="x"\ndescription="x"\nrules=[{match="*", numerics="high"}]\n'
 
 
@@ -77,13 +78,17 @@ def test_int8_has_the_decoder_where_its_engine_gains(demo_bundle: BundleMaker, r
 
 
 @pytest.fixture(scope="module")
-def fp32(tiny_bundle: TinyBundleMaker) -> Bundle:
-    return tiny_bundle("t2v")
+def fp32(demo_bundle: BundleMaker) -> Bundle:
+    return demo_bundle("t2v", "fp32")
 
 
-def test_a_text_encoder_is_stored_as_its_section_says(fp32: Bundle, tmp_path: Path) -> None:
-    ranges = calibrate(fp32, CalibrationData.load("demo"), CalibrationPlan(prompts=1, steps=2))
-    recipe = Recipe.parse(RECIPE + '\ntext_encoder = { numerics = "int8_weight" }')
+@pytest.fixture(scope="module")
+def ranges(fp32: Bundle) -> Ranges:
+    return calibrate(fp32, CalibrationData.load("demo"), CalibrationPlan(prompts=1, steps=1))
+
+
+def test_a_text_encoder_is_stored_as_its_section_says(fp32: Bundle, ranges: Ranges, tmp_path: Path) -> None:
+    recipe = Recipe.parse(f'{ONE_LAYER}text_encoder = {{ numerics = "int8_weight" }}')
     made = quantize_bundle(fp32, ranges, recipe, tmp_path / "out")
     part = made.manifest.components["text_encoder"]
     assert "int8_weight" in part.formats and part.compute == "fp32"
@@ -97,19 +102,17 @@ def test_a_text_encoder_is_stored_as_its_section_says(fp32: Bundle, tmp_path: Pa
 
 
 def test_a_decoder_that_loses_too_much(
-    demo_bundle: BundleMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fp32: Bundle, ranges: Ranges, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it is for speed alone it stays as it was; where it is wanted in any case nothing is written."""
     monkeypatch.setattr(decoder_bundle, "LEAST_PSNR", 90.0)
-    source = demo_bundle("t2v", "fp32")
-    ranges = calibrate(source, CalibrationData.load("demo"), CalibrationPlan(prompts=1, steps=1))
     trial = DecoderTrial("demo", prompts=1, steps=1)
-    text = 'name="x"\ndescription="x"\nrules=[{match="transformer_blocks.0.ff.*", numerics="int8"}]\nvae_decoder={numerics="int8"'
-    made = quantize_bundle(source, ranges, Recipe.parse(text + ', when="faster"}'), tmp_path / "kept", decoder=trial)
-    assert made.component_digest("vae_decoder") == source.component_digest("vae_decoder")
+    text = ONE_LAYER + 'vae_decoder={numerics="int8"'
+    made = quantize_bundle(fp32, ranges, Recipe.parse(text + ', when="faster"}'), tmp_path / "kept", decoder=trial)
+    assert made.component_digest("vae_decoder") == fp32.component_digest("vae_decoder")
     assert not made.manifest.components["vae_decoder"].formats and made.verify() == len(made.manifest.files)
     with pytest.raises(AccuracyError, match="INT8 convolutions take the frames of .* and 90 dB is the limit"):
-        quantize_bundle(source, ranges, Recipe.parse(text + "}"), tmp_path / "refused", decoder=trial)
+        quantize_bundle(fp32, ranges, Recipe.parse(text + "}"), tmp_path / "refused", decoder=trial)
     assert not (tmp_path / "refused").exists()
 
 
