@@ -15,7 +15,7 @@ GPU ?=
 SIZE ?=
 FRAMES ?=
 DATA ?= general
-TEXT_WEIGHTS ?= fp32
+TEXT_WEIGHTS ?=
 CALIBRATION_SIZE ?=
 CALIBRATION_FRAMES ?=
 
@@ -29,12 +29,12 @@ PROMPT_i2v := a blue triangle moves up on a grey background
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9 REPLACE=1"
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|mxfp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9 REPLACE=1"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,sign,docs,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[export,openvino,onnxruntime,tensorrt-rtx,sign,docs,notebook,dev]'
 	@touch $@
 
 ifeq ($(MODEL),)
@@ -42,7 +42,7 @@ export: $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),export-$(task)
 	@echo && ls -l build/clips
 else
 export: $(READY)
-	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data "$(DATA)" $(if $(REPLACE),--replace) --text-weights $(TEXT_WEIGHTS) $(if $(GPU),--gpu $(GPU)) \
+	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data "$(DATA)" $(if $(REPLACE),--replace) $(if $(TEXT_WEIGHTS),--text-weights $(TEXT_WEIGHTS)) $(if $(GPU),--gpu $(GPU)) \
 	  $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES)) \
 	  $(if $(CALIBRATION_SIZE),--calibration-size $(CALIBRATION_SIZE)) $(if $(CALIBRATION_FRAMES),--calibration-frames $(CALIBRATION_FRAMES))
 endif

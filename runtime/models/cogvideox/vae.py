@@ -11,7 +11,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.choose_engine import choose_engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Session, Value
-from reelquant.runtime.models.cogvideox.family import CogVideoX
+from reelquant.runtime.models import model_of
 from reelquant.runtime.models.cogvideox.tiles import decode_tiled, encode_tiled, exceeds, tile_count
 
 Floats = NDArray[np.float32]
@@ -35,7 +35,7 @@ class VaeDecoder:
     ) -> None:
         own = _Graphs(bundle, "vae_decoder", options).open
         self._open: _Open = own if graphs is None else graphs.__getitem__
-        model = CogVideoX.of(bundle.manifest)
+        model = model_of(bundle.manifest)
         self._tiling = model.tilings() if tiled else None
         self._scale = np.float32(1 / model.scale)
 
@@ -77,7 +77,7 @@ class VaeEncoder:
 
     def __init__(self, bundle: Bundle, options: EngineOptions, tiled: bool = False) -> None:
         self._graphs = _Graphs(bundle, "vae_encoder", options)
-        model = CogVideoX.of(bundle.manifest)
+        model = model_of(bundle.manifest)
         self._tiling = model.tilings("encoder") if tiled else None
         self._scale, self._image_scale = np.float32(model.scale), np.float32(model.image_scale)
 
