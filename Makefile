@@ -13,11 +13,12 @@ REPLACE ?=
 ENGINE ?= openvino
 GPU ?=
 SIZE ?=
-FRAMES ?=
 DATA ?= general
 TEXT_WEIGHTS ?=
 CALIBRATION_SIZE ?=
-CALIBRATION_FRAMES ?=
+ifneq ($(FRAMES)$(CALIBRATION_FRAMES),)
+$(error FRAMES= and CALIBRATION_FRAMES= are part of the sizes: write SIZE=49x480x720 and CALIBRATION_SIZE=9x256x256)
+endif
 
 TASKS := t2v i2v
 PRECISIONS := fp32 int8 fp8
@@ -29,7 +30,7 @@ PROMPT_i2v := a blue triangle moves up on a grey background
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 	@echo
-	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|mxfp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=480x720 FRAMES=49 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=256x256 CALIBRATION_FRAMES=9 REPLACE=1"
+	@echo "make export MODEL=dir-or-hub-id OUT=dir PRECISION=fp32|fp16|bf16|int8|fp8|mxfp8|nvfp4 ENGINE=openvino|onnxruntime|tensorrt-rtx GPU=sm89 SIZE=49x480x720 TEXT_WEIGHTS=fp32|bf16|int8 DATA=set CALIBRATION_SIZE=9x256x256 REPLACE=1"
 	@echo "Without MODEL, the embedded demo checkpoints are exported in every precision and a clip is rendered from each."
 
 $(READY): pyproject.toml setup.py constraints.txt
@@ -43,15 +44,14 @@ export: $(foreach task,$(TASKS),$(foreach precision,$(PRECISIONS),export-$(task)
 else
 export: $(READY)
 	$(BIN)/reelquant export "$(MODEL)" "$(OUT)" --precision $(PRECISION) --engine $(ENGINE) --data "$(DATA)" $(if $(REPLACE),--replace) $(if $(TEXT_WEIGHTS),--text-weights $(TEXT_WEIGHTS)) $(if $(GPU),--gpu $(GPU)) \
-	  $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES)) \
-	  $(if $(CALIBRATION_SIZE),--calibration-size $(CALIBRATION_SIZE)) $(if $(CALIBRATION_FRAMES),--calibration-frames $(CALIBRATION_FRAMES))
+	  $(if $(SIZE),--size $(SIZE)) $(if $(CALIBRATION_SIZE),--calibration-size $(CALIBRATION_SIZE))
 endif
 
 define demo_export
 .PHONY: export-$(1)-$(2)
 export-$(1)-$(2): $(READY)
 	$(BIN)/reelquant export demo/checkpoints/$(1) build/demo-$(1)-$(2) --precision $(2) --engine $(ENGINE) \
-	  --data demo --work build/stages/demo-$(1) --replace $(if $(SIZE),--size $(SIZE)) $(if $(FRAMES),--frames $(FRAMES))
+	  --data demo --work build/stages/demo-$(1) --replace $(if $(SIZE),--size $(SIZE))
 	$(BIN)/reelquant generate build/demo-$(1)-$(2) "$(PROMPT_$(1))" $(if $(filter i2v,$(1)),--image demo/first_frame.png) \
 	  --seed 7 --engine $(ENGINE) -o build/clips/demo-$(1)-$(2).mp4
 endef

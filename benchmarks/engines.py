@@ -37,7 +37,7 @@ from reelquant.runtime.engines.options import BuildSpec, parse_gpus
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt.flavor import RTX
 from reelquant.runtime.engines.tensorrt.stage import build_engines
-from reelquant.runtime.sizes import Size, parse_clip
+from reelquant.runtime.sizes import Size
 
 NETWORKS = ("transformer", "vae_decoder")
 _FOLDERS = {"transformer": "transformer", "vae_decoder": "vae", "vae_encoder": "vae", "text_encoder": "text_encoder"}
@@ -88,8 +88,8 @@ def in_precision(fp32: Bundle, precision: str, base: str) -> Bundle:
 
 def build(path: str, clip: str, gpus: str, tiled: bool, cache: str) -> list[dict[str, Any]]:
     """Build all engines of a bundle, twice; their evidence, and the seconds of the second time."""
-    frames, height, width = map(int, clip.split("x"))
-    spec = BuildSpec((Size(frames, height, width),), False, tiled, parse_gpus(gpus), cache=Path(cache))
+    size = Size.parse(clip)
+    spec = BuildSpec((size,), False, tiled, parse_gpus(gpus), cache=Path(cache))
     built = build_engines(Bundle.open(Path(path)), RTX, spec)
     began = time.monotonic()
     build_engines(built, RTX, spec)
@@ -123,12 +123,12 @@ def main() -> None:
     parser.add_argument("--network", action="append", choices=NETWORKS, help="default: both")
     parser.add_argument("--precision", action="append", help="fp16, bf16, or a recipe (default: fp16, bf16, fp8)")
     parser.add_argument("--base", choices=BASES, default="fp16", help="of recipes")
-    parser.add_argument("--clip", default="49x480x720", help="FRAMESxHEIGHTxWIDTH")
+    parser.add_argument("--size", default="49x480x720", help="FRAMESxHEIGHTxWIDTH")
     parser.add_argument("--gpu", default="sm89")
     parser.add_argument("--work", type=Path, default=Path("build/random"), help="where bundles are kept")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    parse_clip(arguments.clip)
+    Size.parse(arguments.size)
     variant, name = VARIANTS[arguments.like], arguments.like
     if arguments.layers:
         variant, name = variant.layers(arguments.layers), f"{name}-{arguments.layers}"
@@ -140,7 +140,7 @@ def main() -> None:
                 continue  # recipes are of the transformer
             bundle = in_precision(fp32, precision, arguments.base)
             for tiled in (False,) if network == "transformer" else (False, True):
-                for row in built_apart(bundle, arguments.clip, arguments.gpu, tiled, arguments.work / "engines"):
+                for row in built_apart(bundle, arguments.size, arguments.gpu, tiled, arguments.work / "engines"):
                     rows.append({"precision": precision, "tiled": tiled, **row})
                     if not arguments.json:
                         print(
@@ -152,7 +152,7 @@ def main() -> None:
                             flush=True,
                         )
     if arguments.json:
-        print(json.dumps({"checkpoint": name, "clip": arguments.clip, "gpu": arguments.gpu, "rows": rows}))
+        print(json.dumps({"checkpoint": name, "clip": arguments.size, "gpu": arguments.gpu, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from benchmarks.variants import VARIANTS
 from reelquant.export.parity import relative_l2
 from reelquant.runtime.media.video import read_clip
 from reelquant.runtime.sampling.latents import SavedLatents
+from reelquant.runtime.sizes import Size
 
 PROMPT = "a girl in a red coat walks through the snow"
 
@@ -48,8 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--like", choices=VARIANTS, default="cogvideox-2b")
     parser.add_argument("--layers", type=int, help="transformer blocks (default: the variant's)")
-    parser.add_argument("--size", default="256x256")
-    parser.add_argument("--frames", default="9")
+    parser.add_argument("--size", default="9x256x256")
     parser.add_argument("--steps", default="2")
     parser.add_argument("--engine", default="openvino")
     parser.add_argument("--work", type=Path, default=Path("build/random"), help="where everything is kept")
@@ -64,8 +64,8 @@ def main() -> None:
         write_checkpoint(checkpoint, variant)
 
     stages: dict[str, Any] = {}
-    size = ["--size", arguments.size, "--frames", arguments.frames, "--text-weights", "int8"]
-    calibration = ["--prompts", "1", "--steps", arguments.steps]
+    size = ["--size", arguments.size, "--text-weights", "int8"]
+    calibration = ["--calibration-prompts", "1", "--calibration-steps", arguments.steps]
     engine = ["--engine", arguments.engine]
     stages["export int8"] = run(
         "export", checkpoint, int8, "--precision", "int8", "--work", work, "--replace", *size, *calibration, *engine
@@ -82,7 +82,7 @@ def main() -> None:
         latents[precision], clips[precision] = SavedLatents.load(kept).values, read_clip(clip).frames
     found = {
         "checkpoint": name,
-        "size": [int(arguments.frames), *latents["int8"].shape],
+        "size": [Size.parse(arguments.size).frames, *latents["int8"].shape],
         "finite": bool(np.isfinite(latents["int8"]).all()),
         "latents_relative_l2": relative_l2(latents["int8"], latents["fp32"]),
         "clip": list(clips["int8"].shape),

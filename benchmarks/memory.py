@@ -30,7 +30,7 @@ MEASURED = [name for name in engine_names() if get_engine(name).memory]
 def measured(bundle: Path, component: str, engine: str, size: Size, tiled: bool = False) -> list[int]:
     """Peaks in bytes of :mod:`benchmarks.peak_memory` in a new process."""
     command = [sys.executable, "-m", "benchmarks.peak_memory", str(bundle), component, engine]
-    command += [f"{size.frames}x{size.height}x{size.width}", *(["tiled"] if tiled else [])]
+    command += [str(size), *(["tiled"] if tiled else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed ({done.returncode}): {done.stderr[-500:]}")

@@ -37,7 +37,7 @@ from reelquant.runtime.engines.registry import DEFAULT_ENGINE
 from reelquant.runtime.errors import BadInput, ReelquantError
 from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.pipeline import Pipeline
-from reelquant.runtime.sizes import Size, parse_clip
+from reelquant.runtime.sizes import Size
 
 PROMPT = "a red circle moves right on a white background"
 STAGES = ("text", "encode", "denoise", "decode")
@@ -184,13 +184,11 @@ def rows(found: dict[str, Measured], steps: int) -> Iterator[dict[str, Any]]:
 
 def prepare(arguments: argparse.Namespace, checkpoint: Checkpoint, size: Size) -> dict[str, Bundle]:
     """A bundle for each precision, in ``--work``; stages that were done there before are not done again."""
-    work = arguments.work / f"{checkpoint.name.replace('/', '-')}-{size.frames}x{size.height}x{size.width}"
+    work = arguments.work / f"{checkpoint.name.replace('/', '-')}-{size}"
     spec = BuildSpec(gpus=parse_gpus(arguments.gpu))
     bundles = {}
     for precision in arguments.precision or ["fp32"]:
-        plan = ExportPlan(
-            precision, arguments.engine, (size.height, size.width), size.frames, data=arguments.data, spec=spec
-        )
+        plan = ExportPlan(precision, arguments.engine, size, data=arguments.data, spec=spec)
         out = work / f"{precision}-{arguments.engine}"
         bundles[precision] = export_checkpoint(str(checkpoint.path), out, plan, work / "stages", replace=True)
     return bundles
@@ -200,11 +198,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"torch {torch.__version__} finds no CUDA device here; use --device cpu, or run it on a GPU")
     checkpoint = Checkpoint.open(arguments.checkpoint)
-    wanted = parse_clip(arguments.clip) if arguments.clip else None
-    defaults = bundle_defaults(
-        checkpoint, (wanted.height, wanted.width) if wanted else None, wanted.frames if wanted else None
-    )
-    size = Size(defaults.frames, defaults.height, defaults.width)
+    defaults = bundle_defaults(checkpoint, Size.parse(arguments.size) if arguments.size else None)
+    size = defaults.size
     bundles = prepare(arguments, checkpoint, size)
     sampling = Sampling.random(checkpoint.task, arguments.prompt, size, arguments.steps, checkpoint.geometry)
     stored = _DTYPES.get(checkpoint.stored_dtype, torch.float32)
@@ -217,7 +212,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     found = measure(runners, arguments.turns, arguments.one_at_a_time)
     return {
         "checkpoint": checkpoint.name,
-        "clip": f"{size.frames}x{size.height}x{size.width}",
+        "clip": f"{size}",
         "steps": arguments.steps,
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -249,7 +244,7 @@ def main(given: list[str] | None = None) -> NoReturn:
     parser.add_argument("--gpu", default="current", help="what TensorRT builds for")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="diffusers'")
     parser.add_argument("--compile", action="store_true", help="diffusers compiled, too")
-    parser.add_argument("--clip", help="FRAMESxHEIGHTxWIDTH (default: the checkpoint's)")
+    parser.add_argument("--size", help="FRAMESxHEIGHTxWIDTH (default: the checkpoint's)")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--one-at-a-time", action="store_true", help="load each when the one before is done")

@@ -23,6 +23,7 @@ from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
 from reelquant.runtime.models.cogvideox.family import CogVideoX
 from reelquant.runtime.models.cogvideox.geometry import Geometry
 from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config
+from reelquant.runtime.sizes import Size
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _AGAIN = "download the checkpoint again"
@@ -174,8 +175,8 @@ class Checkpoint:
             raise BundleError(f"{self.path / 'tokenizer'} has no {min(lacking)} token, so it is not T5's; {_AGAIN}")
 
     @property
-    def trained_size(self) -> tuple[int, int]:
-        """Height and width in pixels that this checkpoint's family is trained at, or the config's where that is smaller.
+    def trained_size(self) -> Size:
+        """What this checkpoint's family is trained at, or what the config says where that is smaller.
 
         Raises:
             BadInput: the config names a larger size, which is a bound of its positions and no size to render at.
@@ -186,9 +187,9 @@ class Checkpoint:
             raise BadInput(
                 f"{self.path}/transformer/config.json has sample_height {said.height // cell} and sample_width "
                 f"{said.width // cell}, so clips of {said.height}x{said.width}: more than such models are trained at; say "
-                f"which size clips shall have by default, usually --size {most[0]}x{most[1]}"
+                f"which size clips shall have by default, usually --size {Size(said.frames, *most)}"
             )
-        return said.height, said.width
+        return said
 
     def hashes(self) -> dict[str, str]:
         """sha256 of every file that an export reads, by relative name."""

@@ -11,7 +11,7 @@ from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cann
 from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint, stored_text
 from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
 from reelquant.quant.calibration.plan import CalibrationPlan
-from reelquant.quant.commands.options import GATE, OUT, REPLACE, SAMPLING
+from reelquant.quant.commands.options import GATE, OUT, REPLACE, sampling_options
 from reelquant.quant.passes.store_weights import STORAGES
 from reelquant.runtime.commands.options import (
     BUILD_SPEC,
@@ -36,7 +36,6 @@ TEXT_WEIGHTS = click.option(
     type=click.Choice(STORAGES, case_sensitive=False),
     help="How the text encoder's weights are stored; it computes in fp32 [default: as the recipe says, else fp32].",
 )
-FRAMES = click.option("--frames", type=int, help="Default number of frames [default: the checkpoint's].")
 
 
 @click.command()
@@ -46,14 +45,13 @@ FRAMES = click.option("--frames", type=int, help="Default number of frames [defa
               help="fp32, fp16, bf16, a recipe (int8, fp8, …) or a recipe file.")  # fmt: skip
 @ENGINE
 @SIZE
-@FRAMES
 @TEXT_WEIGHTS
 @click.option(
     "--base", callback=lower, help="What is not quantized computes in: fp32, fp16, bf16 [default: fp32 on a CPU]."
 )
 @BUILD_SPEC
 @click.option("--data", default=ExportPlan.data, show_default=True, help="Calibration set: a name, or a folder.")
-@SAMPLING
+@sampling_options("calibration-")
 @GATE
 @click.option("--work", type=click.Path(path_type=Path), help="Folder that keeps the fp32 bundle and ranges for reuse.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what it needs, refuse what cannot fit here, and stop.")
@@ -65,8 +63,7 @@ def export(
     out: Path,
     precision: str,
     engine: str,
-    size: tuple[int, int] | None,
-    frames: int | None,
+    size: Size | None,
     text_weights: str | None,
     base: str | None,
     spec: BuildSpec,
@@ -80,7 +77,7 @@ def export(
     as_json: bool,
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
-    plan = ExportPlan(precision, engine, size, frames, text_weights, data, sampling, base, spec, gate)
+    plan = ExportPlan(precision, engine, size, text_weights, data, sampling, base, spec, gate)
     if only_plan:
         _print_plan(checkpoint, out, plan, as_json)
         return
@@ -114,10 +111,9 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
             "--plan counts what fp32 bundles and their int8 and fp8 take on a CPU; for TensorRT, export first, and then: "
             "reelquant build BUNDLE --plan"
         )
-    defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
-    size = Size(defaults.frames, defaults.height, defaults.width)
+    defaults = bundle_defaults(checkpoint, plan.size)
     calibration = plan.calibration.wanted_size(defaults, checkpoint.model)
-    choices = Choices(size, plan.precision, stored_text(plan), plan.engine, plan.spec.tiled, calibration)
+    choices = Choices(defaults.size, plan.precision, stored_text(plan), plan.engine, plan.spec.tiled, calibration)
     needs = make_plan(checkpoint, defaults, choices)
     if as_json:
         print_json(needs.as_json())
@@ -130,7 +126,6 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
 @CHECKPOINT
 @OUT
 @SIZE
-@FRAMES
 @TEXT_WEIGHTS
 @REPLACE
 @QUIET
@@ -138,8 +133,7 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
 def trace(
     checkpoint: str,
     out: Path,
-    size: tuple[int, int] | None,
-    frames: int | None,
+    size: Size | None,
     text_weights: str | None,
     replace: bool,
     quiet: bool,
@@ -147,7 +141,7 @@ def trace(
 ) -> None:
     """Trace CHECKPOINT's networks, check each graph against torch, and write the fp32 bundle OUT."""
     with Progress(shown(quiet)) as progress:
-        bundle = trace_bundle(checkpoint, out, size, frames, replace, progress, text_weights or "fp32")
+        bundle = trace_bundle(checkpoint, out, size, replace, progress, text_weights or "fp32")
     parts = bundle.manifest.components
     if as_json:
         print_json({"bundle": str(out), "parity": {n: p.parity for n, p in parts.items()}, "digest": bundle.digest})

@@ -41,10 +41,9 @@ class Choices:
     def options(self) -> str:
         """As the command line takes them."""
         text = f"--precision {self.precision} --text-weights {self.text_weights} "
-        text += f"--size {self.size.height}x{self.size.width} --frames {self.size.frames}"
+        text += f"--size {self.size}"
         if self.precision != "fp32" and self.calibration and self.calibration != self.size:
-            clip = self.calibration
-            text += f" --calibration-size {clip.height}x{clip.width} --calibration-frames {clip.frames}"
+            text += f" --calibration-size {self.calibration}"
         return text + (", and generate --tiled" if self.tiled else "")
 
 
@@ -111,7 +110,7 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
 def describe(plan: Plan) -> Iterator[str]:
     """The plan as lines for a person."""
     size, frames = plan.choices.size, plan.latent_shape[0]
-    yield f"clip: {size.frames} frames of {size.height}x{size.width}, latents {frames}x{plan.latent_shape[2]}x{plan.latent_shape[3]}"
+    yield f"clip: {size}, latents {frames}x{plan.latent_shape[2]}x{plan.latent_shape[3]}"
     yield f"tokens: {plan.video_tokens} of video and {plan.text_tokens} of text; {plan.flops / 1e12:,.1f} TFLOP a clip"
     yield f"{'component':13} {'parameters':>11} {'disk':>9} {'weights':>9} {'activations':>12} {'TFLOP':>10}"
     for name, need in plan.components.items():
@@ -125,10 +124,7 @@ def describe(plan: Plan) -> Iterator[str]:
     )
     if plan.calibration_memory:
         clip = plan.choices.calibration or size
-        yield (
-            f"calibration: {plan.calibration_memory / 1e9:.2f} GB of memory, on clips of {clip.frames} frames of "
-            f"{clip.height}x{clip.width}"
-        )
+        yield f"calibration: {plan.calibration_memory / 1e9:.2f} GB of memory, on clips of {clip}"
     yield f"disk: {plan.bundle / 1e9:.2f} GB for the bundle, {plan.disk / 1e9:.2f} GB while it is made"
 
 

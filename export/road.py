@@ -29,6 +29,7 @@ from reelquant.runtime.files.atomic import check_free, scratch_folder
 from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sampling.tokenizer import Tokenizer
+from reelquant.runtime.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class ExportPlan:
 
     precision: str = "fp32"
     engine: str = DEFAULT_ENGINE
-    size: tuple[int, int] | None = None
-    frames: int | None = None
+    size: Size | None = None
     text_weights: str | None = None
     data: str = "general"
     calibration: CalibrationPlan = field(default_factory=CalibrationPlan)
@@ -115,7 +115,7 @@ def export_checkpoint(
     check_free(out, replace)
     checkpoint = Checkpoint.open(source)
     checkpoint.check_content()
-    defaults = bundle_defaults(checkpoint, plan.size, plan.frames)
+    defaults = bundle_defaults(checkpoint, plan.size)
     base = chosen_base(checkpoint, plan)
     _check_build(checkpoint, plan, recipe, base)
     if data:  # what the calibration would refuse is refused before the work too
@@ -130,7 +130,7 @@ def export_checkpoint(
         tried.check_tokens(len(tried.prompts), tokenizer)
     if recipe is None and base == "fp32" and work is None:
         progress.say(f"trace {checkpoint.name}")
-        bundle = trace_bundle(checkpoint, out, plan.size, plan.frames, replace, progress, stored_text(plan))
+        bundle = trace_bundle(checkpoint, out, plan.size, replace, progress, stored_text(plan))
         return _built(bundle, plan, progress)
     with _work_folder(work, out) as folder:
         fp32 = _traced(checkpoint, folder / "fp32", plan, progress)
@@ -198,7 +198,7 @@ def _traced(checkpoint: Checkpoint, path: Path, plan: ExportPlan, progress: Prog
             manifest.source["files"] == checkpoint.hashes()
             and manifest.tools == tool_versions()
             and text_storage(manifest) == stored_text(plan)
-            and manifest.defaults == bundle_defaults(checkpoint, plan.size, plan.frames)
+            and manifest.defaults == bundle_defaults(checkpoint, plan.size)
         ):
             bundle.check_hashes()
             progress.say(f"trace: {path} is up to date")
@@ -206,7 +206,7 @@ def _traced(checkpoint: Checkpoint, path: Path, plan: ExportPlan, progress: Prog
     except BundleError:
         pass  # nothing there, or half of something: made anew
     progress.say(f"trace {checkpoint.name}")
-    return trace_bundle(checkpoint, path, plan.size, plan.frames, True, progress, stored_text(plan))
+    return trace_bundle(checkpoint, path, plan.size, True, progress, stored_text(plan))
 
 
 def _calibrated(

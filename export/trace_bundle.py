@@ -41,8 +41,7 @@ _PREFIX = {"text_encoder": "encoder", "transformer": "transformer", "vae_encoder
 def trace_bundle(
     source: str | Checkpoint,
     out: Path,
-    size: tuple[int, int] | None = None,
-    frames: int | None = None,
+    size: Size | None = None,
     replace: bool = False,
     progress: Progress = SILENT,
     text_weights: str = "fp32",
@@ -50,7 +49,7 @@ def trace_bundle(
 ) -> Bundle:
     """Trace every network of a checkpoint, check each graph against torch, and write an fp32 bundle.
 
-    ``size`` (height, width) and ``frames`` become the bundle's defaults; its graphs serve every size. The text
+    ``size`` becomes the bundle's default; its graphs serve every size. The text
     encoder's weights are stored as ``text_weights`` says: fp32, bf16 or int8. A bundle of fewer ``networks`` renders
     nothing, but each of its graphs can be quantized, built and measured.
 
@@ -60,7 +59,7 @@ def trace_bundle(
         AccuracyError: a graph differs from torch.
     """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-    defaults = bundle_defaults(checkpoint, size, frames)
+    defaults = bundle_defaults(checkpoint, size)
     if {"text_encoder", "transformer"} <= set(networks):  # a part of a checkpoint may lack the rest
         checkpoint.check_content()
     with partial_folder(out, replace) as folder:
@@ -105,15 +104,14 @@ def text_storage(manifest: Manifest) -> str:
     return storage_of(manifest.components["text_encoder"].formats)
 
 
-def bundle_defaults(checkpoint: Checkpoint, size: tuple[int, int] | None, frames: int | None) -> Defaults:
+def bundle_defaults(checkpoint: Checkpoint, size: Size | None) -> Defaults:
     """The sizes a bundle of this checkpoint renders at when nothing else is asked for: the trained ones, or the user's.
 
     Raises:
         BadInput: a size that the model cannot make.
     """
     model = checkpoint.model
-    height, width = size or checkpoint.trained_size
-    chosen = model.checked(Size(model.trained_size.frames if frames is None else frames, height, width))
+    chosen = model.checked(size or checkpoint.trained_size)
     return Defaults(**asdict(chosen), fps=model.fps)
 
 

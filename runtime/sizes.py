@@ -1,4 +1,4 @@
-"""A clip's size in pixels, and how a command line says it."""
+"""A clip's size in pixels, and how it is written: ``49x480x720``, frames first, then height."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 
 from reelquant.runtime.errors import BadInput
+
+NOTATION = "FRAMESxHEIGHTxWIDTH"
 
 
 @dataclass(frozen=True)
@@ -16,26 +18,20 @@ class Size:
     height: int
     width: int
 
+    def __str__(self) -> str:
+        """As :meth:`parse` reads it."""
+        return f"{self.frames}x{self.height}x{self.width}"
 
-def parse_size(text: str) -> tuple[int, int]:
-    """``"480x720"`` → (480, 720), height first.
+    @classmethod
+    def parse(cls, text: str) -> Size:
+        """``"49x480x720"`` → 49 frames of 480×720, unchecked.
 
-    Raises:
-        BadInput: the text is not HEIGHTxWIDTH.
-    """
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower(), re.ASCII)
-    if not found:
-        raise BadInput(f"size {text[:40]!r} is not HEIGHTxWIDTH; write it like 480x720, height first")
-    return int(found[1]), int(found[2])
-
-
-def parse_clip(text: str) -> Size:
-    """``"49x480x720"`` → 49 frames of 480×720, unchecked.
-
-    Raises:
-        BadInput: the text is not FRAMESxHEIGHTxWIDTH.
-    """
-    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text.strip().lower(), re.ASCII)
-    if not found:
-        raise BadInput(f"clip {text[:40]!r} is not FRAMESxHEIGHTxWIDTH; write it like 49x480x720")
-    return Size(int(found[1]), int(found[2]), int(found[3]))
+        Raises:
+            BadInput: the text is not FRAMESxHEIGHTxWIDTH.
+        """
+        found = re.fullmatch(r"(\d{1,5})x(\d{1,5})x(\d{1,5})", text.strip().lower(), re.ASCII)
+        if not found:
+            raise BadInput(
+                f"size {text[:40]!r} is not {NOTATION}; write it like 49x480x720: 49 frames, 480 high, 720 wide"
+            )
+        return cls(int(found[1]), int(found[2]), int(found[3]))

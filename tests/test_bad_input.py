@@ -60,16 +60,16 @@ def test_the_good_requests_that_the_bad_ones_differ_from(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--size 33x32", "height 33 is not a positive multiple of 16; the nearest is 32"),
-        ("--size 32x40", "width 40 is not a positive multiple of 16; the nearest is 48"),
-        ("--size 0x32", "height 0 is not a positive multiple of 16; the nearest is 16"),
-        ("--size 32", "size '32' is not HEIGHTxWIDTH; write it like 480x720, height first"),
-        ("--size=", "size '' is not HEIGHTxWIDTH; write it like 480x720, height first"),
-        ("--frames 10", "10 frames is not 8N+1 from 9 to 49; the nearest is 9"),
-        ("--frames 0", "0 frames is not 8N+1 from 9 to 49; the nearest is 9"),
-        ("--frames -9", "-9 frames is not 8N+1 from 9 to 49; the nearest is 9"),
-        ("--frames 57", "57 frames is not 8N+1 from 9 to 49; the nearest is 49"),
-        ("--frames many", "Invalid value for '--frames': 'many' is not a valid integer."),
+        ("--size 9x33x32", "height 33 is not a positive multiple of 16; the nearest is 32"),
+        ("--size 9x32x40", "width 40 is not a positive multiple of 16; the nearest is 48"),
+        ("--size 9x0x32", "height 0 is not a positive multiple of 16; the nearest is 16"),
+        ("--size 32x32", "size '32x32' is not FRAMESxHEIGHTxWIDTH; write it like 49x480x720: 49 frames, 480 high"),
+        ("--size=", "size '' is not FRAMESxHEIGHTxWIDTH; write it like 49x480x720: 49 frames, 480 high, 720 wide"),
+        ("--size 10x32x32", "10 frames is not 8N+1 from 9 to 49; the nearest is 9"),
+        ("--size 0x32x32", "0 frames is not 8N+1 from 9 to 49; the nearest is 9"),
+        ("--size -9x32x32", "size '-9x32x32' is not FRAMESxHEIGHTxWIDTH"),
+        ("--size 57x32x32", "57 frames is not 8N+1 from 9 to 49; the nearest is 49"),
+        ("--size many", "size 'many' is not FRAMESxHEIGHTxWIDTH"),
         ("--steps 0", "0 steps is not from 1 to 1000; 4 is this bundle's default"),
         ("--steps 1001", "1001 steps is not from 1 to 1000; 4 is this bundle's default"),
         ("--guidance nan", "guidance nan is not from 0 to 100; 6 is usual, and 1 or less turns it off"),
@@ -293,7 +293,7 @@ def test_a_clip_that_memory_cannot_hold(t2v: Path, tmp_path: Path) -> None:
     """Latents of 32 GB where a process gets 16."""
     before = contents(tmp_path)
     script = f"import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n{COMMAND}"
-    command = ["generate", t2v, PROMPT, "-o", tmp_path / "a.mp4", "--size", "99984x99984", "--frames", 49, "--json"]
+    command = ["generate", t2v, PROMPT, "-o", tmp_path / "a.mp4", "--size", "49x99984x99984", "--json"]
     ran = run_behind_wall([], *command, script=script)
     assert (ran.returncode, ran.stdout, contents(tmp_path)) == (2, "", before)
     said = only_message(ran.stderr)

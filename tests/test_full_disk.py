@@ -90,10 +90,8 @@ def test_generate(ready: Path, tiny_bundle: TinyBundleMaker) -> None:
         "a red circle",
         "--seed",
         1,
-        "--frames",
-        49,
         "--size",
-        "96x96",
+        "49x96x96",
         "-o",
     ]
     assert attempts([4, 8, 2048], None, *([*request, f"/mnt/a{suffix}"] for suffix in (".mp4", ".npy"))) == (4, 2)

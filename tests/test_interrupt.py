@@ -158,7 +158,7 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
 def test_generate_in_the_middle_of_its_steps(number: signal.Signals, code: int, place: Path) -> None:
     before = contents(place)
     terminal, side = pty.openpty()
-    command = [*map(str, generate(place)), "--steps", "1000", "--size", "960x960", "--frames", "49"]
+    command = [*map(str, generate(place)), "--steps", "1000", "--size", "49x960x960"]
     process = subprocess.Popen([*REELQUANT, *command], stdout=subprocess.PIPE, stderr=side, text=True)
     os.close(side)
     seen = read_until(terminal, re.compile(rb"denoise.* [1-9]\d*/1000"))

@@ -81,7 +81,7 @@ def test_a_real_clip_is_rendered(demo_bundle: BundleMaker, tmp_path: Path) -> No
     bundle, clip = demo_bundle("t2v", "fp32").path, tmp_path / "clip.npy"
     prompt, small = (
         "a red circle moves left on a white background",
-        ["--frames", 9, "--steps", 2, "--seed", 1, "--json"],
+        ["--size", "9x96x96", "--steps", 2, "--seed", 1, "--json"],
     )
     ran = run_behind_wall(HEAVY, "generate", bundle, prompt, "-o", clip, "--engine", "openvino", *small)
     assert ran.returncode == 0, ran.stderr

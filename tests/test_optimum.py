@@ -16,7 +16,7 @@ from tests.conftest import BUILD, CHECKPOINTS, BundleMaker
 
 PROMPT = "a red circle moves right on a white background"
 MAINS = {"optimum-cli": "optimum.commands.optimum_cli", "reelquant": "reelquant.runtime.cli"}
-CLIP = ("--seed", "3", "--steps", "2", "--frames", "9", "--json", "--quiet")
+CLIP = ("--seed", "3", "--steps", "2", "--size", "9x96x96", "--json", "--quiet")
 
 
 @pytest.fixture(scope="module")

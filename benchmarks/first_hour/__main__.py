@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/first-hour.jsonl"))
     parser.add_argument("--reference", type=Path, default=Path("build/first-hour.npz"))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--clip", default="17x480x720", help="of the wide step")
+    parser.add_argument("--size", default="17x480x720", help="of the wide step")
     parser.add_argument("--section", help="run this one alone, in this process")
     arguments = parser.parse_args()
     if arguments.section:

@@ -40,14 +40,14 @@ def wide(arguments: argparse.Namespace) -> Facts:
     from benchmarks.variants import VARIANTS
     from reelquant.quant.evaluation.timing import step_feeds
     from reelquant.runtime.engines.registry import open_onnx
-    from reelquant.runtime.sizes import parse_clip
+    from reelquant.runtime.sizes import Size
 
-    size = parse_clip(arguments.clip)
+    size = Size.parse(arguments.size)
     work = arguments.out.parent / "wide"
     work.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     fp32 = fp32_bundle(work, "cogvideox-2b-2", VARIANTS["cogvideox-2b"].layers(2), ("transformer",))
-    found: Facts = {"clip": arguments.clip, "export_seconds": round(time.monotonic() - began, 1)}
+    found: Facts = {"clip": arguments.size, "export_seconds": round(time.monotonic() - began, 1)}
     feeds = step_feeds(fp32, size)
     wanted = None
     dtypes = (torch.float16,) if arguments.device == "cuda" else (torch.float32,)

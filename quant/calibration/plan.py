@@ -18,15 +18,14 @@ class CalibrationPlan:
 
     More prompts are worth more than more steps (``python -m benchmarks.calibration``).
 
-    ``size`` (height, width) and ``frames`` are of those clips; without them they are of the bundle's default size.
+    ``size`` is of those clips; without it they are of the bundle's default size.
     """
 
     prompts: int = 16
     steps: int = 5
     seed: int = 0
     engine: str = "onnxruntime"
-    size: tuple[int, int] | None = None
-    frames: int | None = None
+    size: Size | None = None
 
     def wanted_size(self, defaults: Defaults, model: CogVideoX) -> Size:
         """The size of the clips, whether or not they can be made here.
@@ -34,8 +33,7 @@ class CalibrationPlan:
         Raises:
             BadInput: the model cannot make it.
         """
-        height, width = self.size or (defaults.height, defaults.width)
-        return model.geometry.checked(Size(defaults.frames if self.frames is None else self.frames, height, width))
+        return model.geometry.checked(self.size or defaults.size)
 
     def clip_size(self, defaults: Defaults, model: CogVideoX) -> Size:
         """The size of the clips.
@@ -56,13 +54,9 @@ class CalibrationPlan:
         available = available_memory()
         if available is None or attention(size) <= available:
             return size
-        fits = (
-            f"; what fits: --calibration-size {clip.height}x{clip.width} --calibration-frames {clip.frames}"
-            for clip in model.smaller(size)
-            if attention(clip) <= available / 2
-        )
+        fits = (f"; a size that fits: {clip}" for clip in model.smaller(size) if attention(clip) <= available / 2)
         raise BadInput(
-            f"to calibrate on {size.frames} frames of {size.height}x{size.width}, {self.engine} holds "
+            f"to calibrate on clips of {size}, {self.engine} holds "
             f"{attention(size) / 1e9:.1f} GB of attention scores, where {available / 1e9:.1f} GB of memory are free"
             f"{next(fits, '; use a larger machine')}"
         )

@@ -10,7 +10,7 @@ import click
 from reelquant.quant.calibration.calibrate import calibrate as run_calibration
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
-from reelquant.quant.commands.options import OUT, REPLACE, SAMPLING
+from reelquant.quant.commands.options import OUT, REPLACE, sampling_options
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, print_json, shown
 from reelquant.runtime.files.atomic import check_free
@@ -23,7 +23,7 @@ from reelquant.runtime.progress import Progress
 @click.option(
     "--data", default="general", show_default=True, help="A set by name, or a folder: prompts.txt and images/."
 )
-@SAMPLING
+@sampling_options()
 @click.option(
     "--engine",
     default=CalibrationPlan.engine,

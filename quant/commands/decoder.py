@@ -13,11 +13,11 @@ from reelquant.runtime.commands.options import (
     BUNDLE,
     JSON,
     QUIET,
-    clip_option,
     count_option,
     option_group,
     print_json,
     shown,
+    size_option,
 )
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.progress import Progress
@@ -26,9 +26,9 @@ from reelquant.runtime.sizes import Size
 
 
 def _trial(
-    data: str, prompts: int, held_out: int, steps: int, seed: int, clip: Size | None, engine: str
+    data: str, prompts: int, held_out: int, steps: int, seed: int, size: Size | None, engine: str
 ) -> DecoderTrial:
-    return DecoderTrial(data, prompts, held_out, steps, seed, get_engine(engine).name, clip)
+    return DecoderTrial(data, prompts, held_out, steps, seed, get_engine(engine).name, size)
 
 
 _TRIAL = option_group(
@@ -41,7 +41,7 @@ _TRIAL = option_group(
     count_option("--held-out", DecoderTrial.held_out, "Clips, of the last prompts, whose frames are compared."),
     count_option("--steps", DecoderTrial.steps, "Denoising steps of each clip.", most=MAX_STEPS),
     count_option("--seed", DecoderTrial.seed, "Seed of the first clip.", least=0),
-    clip_option("Size of the clips [default: BUNDLE's]."),
+    size_option("Size of the clips [default: BUNDLE's]."),
     click.option(
         "--engine",
         default=DecoderTrial.engine,

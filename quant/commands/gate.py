@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from reelquant.quant.commands.options import TRIAL
+from reelquant.quant.commands.options import trial_options
 from reelquant.quant.evaluation.gate import check_reference
 from reelquant.quant.evaluation.gate import gate as run_gate
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, clip_option, print_json, shown
+from reelquant.runtime.commands.options import BUNDLE, ENGINE, JSON, QUIET, print_json, shown, size_option
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.sizes import Size
@@ -21,8 +21,8 @@ from reelquant.runtime.sizes import Size
 @click.command()
 @BUNDLE
 @click.argument("reference", type=click.Path(path_type=Path))
-@TRIAL
-@clip_option("Size of the clips [default: REFERENCE's].")
+@trial_options()
+@size_option("Size of the clips [default: REFERENCE's].")
 @ENGINE
 @QUIET
 @JSON
@@ -32,7 +32,7 @@ def gate(
     bundle: Path,
     reference: Path,
     trial: Trial,
-    clip: Size | None,
+    size: Size | None,
     engine: str,
     quiet: bool,
     as_json: bool,
@@ -41,7 +41,7 @@ def gate(
     judged, teacher = Bundle.open(bundle), Bundle.open(reference)
     engine = get_engine(engine).accuracy_engine
     check_reference(judged, teacher, engine)
-    trial = dataclasses.replace(trial, size=clip, engine=engine)
+    trial = dataclasses.replace(trial, size=size, engine=engine)
     with Progress(shown(quiet)) as progress:
         verdict = run_gate(judged, teacher, trial.record(teacher, progress), engine, progress)
     if as_json:

@@ -9,7 +9,7 @@ import click
 
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.commands.options import GATE, OUT, REPLACE, TRIAL
+from reelquant.quant.commands.options import GATE, OUT, REPLACE, trial_options
 from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.graph.graph_files import load_graph
@@ -50,7 +50,7 @@ from reelquant.runtime.progress import Progress
 @click.option("--search-strength", is_flag=True, help="Search the balancing strength of every layer first.")
 @click.option("--explain", "explained", is_flag=True, help="Print every linear: numerics, why, measured error.")
 @GATE
-@TRIAL
+@trial_options("gate-")
 @click.option(
     "--engine",
     metavar="NAME",

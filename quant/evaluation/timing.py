@@ -21,7 +21,7 @@ def step_feeds(bundle: Bundle, size: Size | None = None) -> Feeds:
     ``size``, or of the bundle's own.
     """
     manifest, defaults = bundle.manifest, bundle.manifest.defaults
-    size = size or Size(defaults.frames, defaults.height, defaults.width)
+    size = size or defaults.size
     model = model_of(manifest)
     shape = model.geometry.sampled_shape(size)
     rng = np.random.default_rng(0)

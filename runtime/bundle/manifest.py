@@ -15,6 +15,7 @@ from reelquant.runtime.errors import BundleError
 from reelquant.runtime.files import replaceable
 from reelquant.runtime.models import model_of
 from reelquant.runtime.models.cogvideox.geometry import Geometry
+from reelquant.runtime.sizes import Size
 
 T = TypeVar("T")
 
@@ -36,6 +37,11 @@ class Defaults:
     steps: int = 50
     guidance: float = 6.0
     dynamic_guidance: bool = False
+
+    @property
+    def size(self) -> Size:
+        """Of a clip."""
+        return Size(self.frames, self.height, self.width)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from reelquant.runtime.progress import Progress
 from reelquant.runtime.remake import read_remake
 from reelquant.runtime.request import STRENGTH, Request
 from reelquant.runtime.sampling.latents import SUFFIX
+from reelquant.runtime.sizes import Size
 
 STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 
@@ -56,7 +57,6 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @click.option(
     "--guidance", type=float, help="Guidance scale; 1 turns it off and halves the work [default: the bundle's]."
 )
-@click.option("--frames", type=int, help="Frames [default: the bundle's].")
 @size_option("Size of the clip [default: the bundle's].")
 @click.option(
     "--scheduler", type=click.Choice(["ddim", "dpm"], case_sensitive=False), help="Sampler [default: the checkpoint's]."
@@ -81,8 +81,7 @@ def generate(
     seed: int | None,
     steps: int | None,
     guidance: float | None,
-    frames: int | None,
-    size: tuple[int, int] | None,
+    size: Size | None,
     scheduler: str | None,
     latents: Path | None,
     embeddings: Path | None,
@@ -111,15 +110,13 @@ def generate(
     note = note_of(opened.manifest, engine.precision_notes())
     if note and note.disappoints and sys.stderr.isatty() and not (quiet or as_json):
         click.echo(f"{note.precision} on this CPU, with {engine.name}: {note.text}", err=True)
-    height, width = size or (None, None)
     asked: dict[str, Any] = {
         "prompt": prompt, "image": image, "negative_prompt": negative_prompt, "seed": seed, "steps": steps,
-        "guidance": guidance, "frames": frames, "height": height, "width": width, "scheduler": scheduler,
-        "video": video, "strength": strength,
+        "guidance": guidance, "scheduler": scheduler, "video": video, "strength": strength, **(asdict(size) if size else {}),
     }  # fmt: skip
     request = replace(remake.request if remake else Request(""), **{k: v for k, v in asked.items() if v is not None})
     resolved = pipeline.resolve(request)  # what is refused is refused before anything is said or done
-    if remake and frames is None and size is None and not remake.is_of(resolved):
+    if remake and size is None and not remake.is_of(resolved):
         if image is None and video is None:
             raise BadInput(
                 f"the image or video is another than {like} was made from (its pixels at the clip's size differ); "

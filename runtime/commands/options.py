@@ -14,7 +14,7 @@ import click
 from reelquant.runtime.bundle.trust import Trust
 from reelquant.runtime.engines.options import CURRENT, BuildSpec, EngineOptions, parse_gpus
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, engine_names
-from reelquant.runtime.sizes import Size, parse_clip, parse_size
+from reelquant.runtime.sizes import NOTATION, Size
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
@@ -48,16 +48,18 @@ def count_option(name: str, default: int, help: str, least: int = 1, most: int |
     return click.option(name, type=click.IntRange(least, most), default=default, show_default=True, help=help)
 
 
-def option_group(into: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def option_group(
+    into: str, make: Callable[..., Any], *options: Callable[[Any], Any], prefix: str = ""
+) -> Callable[[Any], Any]:
     """Options that a command takes as one value: ``make`` of them, as its parameter ``into``. They are named as the
-    parameters of ``make``.
+    parameters of ``make``, with ``prefix`` ("calibration-") before each where a command speaks of other clips too.
     """
-    names = tuple(signature(make).parameters)
+    names = {prefix.replace("-", "_") + name: name for name in signature(make).parameters}
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def collected(*arguments: Any, **values: Any) -> Any:
-            made = make(**{name: values.pop(name) for name in names})
+            made = make(**{name: values.pop(option) for option, name in names.items()})
             return command(*arguments, **values, **{into: made})
 
         for option in reversed(options):
@@ -68,28 +70,21 @@ def option_group(into: str, make: Callable[..., Any], *options: Callable[[Any], 
 
 
 def size_option(help: str, name: str = "--size") -> Callable[[Any], Any]:
-    def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, int] | None:
-        return None if value is None else parse_size(value)
-
-    return click.option(name, callback=parse, metavar="HEIGHTxWIDTH", help=help)
-
-
-def clip_option(help: str) -> Callable[[Any], Any]:
-    """``--clip 49x480x720``, once."""
+    """``--size 49x480x720``, once."""
 
     def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> Size | None:
-        return parse_clip(value) if value else None
+        return None if value is None else Size.parse(value)
 
-    return click.option("--clip", callback=parse, metavar="FRAMESxHEIGHTxWIDTH", help=help)
+    return click.option(name, callback=parse, metavar=NOTATION, help=help)
 
 
 def clips_option(help: str) -> Callable[[Any], Any]:
     """``--clip 49x480x720``, as often as there are sizes."""
 
     def parse(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[Size, ...]:
-        return tuple(map(parse_clip, values))
+        return tuple(map(Size.parse, values))
 
-    return click.option("--clip", "clips", multiple=True, callback=parse, metavar="FRAMESxHEIGHTxWIDTH", help=help)
+    return click.option("--clip", "clips", multiple=True, callback=parse, metavar=NOTATION, help=help)
 
 
 def _engine_options(

@@ -46,7 +46,7 @@ def test_the_bundle_is_as_large_as_planned(precision: str, demo_bundle: BundleMa
 
 
 def test_the_numbers_of_a_real_checkpoint(full: Checkpoint) -> None:
-    defaults = bundle_defaults(full, None, None)
+    defaults = bundle_defaults(full, None)
     plan = make_plan(full, defaults, Choices(Size(49, 480, 720)))
     assert (plan.video_tokens, plan.text_tokens, plan.latent_shape) == (17550, 226, (13, 16, 60, 90))
     assert plan.components["transformer"].parameters == pytest.approx(5.570e9, rel=1e-3)
@@ -58,7 +58,7 @@ def test_the_numbers_of_a_real_checkpoint(full: Checkpoint) -> None:
 
 
 def test_what_fits_is_found_by_asking_for_less(full: Checkpoint) -> None:
-    defaults = bundle_defaults(full, None, None)
+    defaults = bundle_defaults(full, None)
     wanted = Choices(Size(49, 480, 720))
     assert make_plan(full, defaults, wanted).lacks(24 * 10**9, 10**12)
     fit = nearest_fit(full, defaults, wanted, 24 * 10**9, 10**12)
@@ -77,8 +77,8 @@ def test_a_size_that_is_only_a_bound_of_the_positions_is_asked_for(
     ask = ("export", tmp_path / "copy", tmp_path / "out", "--plan", "--json")
     shown = run(capfd, *ask)
     assert shown.code == 2 and "so clips of 2400x2400: more than such models are trained at" in shown.err
-    assert "usually --size 768x1360" in shown.err
-    plan = json.loads(run(capfd, *ask, "--size", "96x176", "--frames", "17").out)
+    assert "usually --size 81x768x1360" in shown.err
+    plan = json.loads(run(capfd, *ask, "--size", "17x96x176").out)
     assert plan["latent_shape"][2:] == [12, 22]
 
 
@@ -94,7 +94,7 @@ def test_a_plan_that_fits_is_printed(tmp_path: Path, capfd: pytest.CaptureFixtur
 def test_a_plan_that_cannot_fit_is_refused(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = ("export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan", "--size", "480x720", "--frames", "17")
+    ask = ("export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan", "--size", "17x480x720")
     monkeypatch.setattr(plans, "available_memory", lambda: 10**9)
     shown = run(capfd, *ask)
     assert shown.code == 2 and "GB of memory where 1.0 are free; what fits: --precision" in shown.err

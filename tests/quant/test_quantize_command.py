@@ -26,7 +26,7 @@ from tests.command_line import only_message, run
 from tests.conftest import BUILD, BundleMaker
 
 Capture = pytest.CaptureFixture[str]
-QUICK = ["--data", "demo", "--prompts", "1", "--steps", "2"]
+QUICK = ["--data", "demo", "--gate-prompts", "1", "--gate-steps", "2"]
 TRIAL = Trial("demo", prompts=1, steps=2)
 
 

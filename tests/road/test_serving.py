@@ -7,7 +7,6 @@ import torch
 
 from benchmarks import serving
 from benchmarks.same_noise import Sampling
-from reelquant.runtime.sizes import Size
 from tests.conftest import CHECKPOINTS, BundleMaker
 
 
@@ -15,7 +14,7 @@ from tests.conftest import CHECKPOINTS, BundleMaker
 def test_both_make_the_same_clip(task: str, demo_bundle: BundleMaker) -> None:
     bundle = demo_bundle(task, "fp32")
     defaults = bundle.manifest.defaults
-    size = Size(defaults.frames, defaults.height, defaults.width)
+    size = defaults.size
     sampling = Sampling.random(task, serving.PROMPT, size, 2, bundle.manifest.geometry)
     runners: serving.Runners = {
         "diffusers": lambda: serving.Diffusers(CHECKPOINTS / task, sampling, "cpu", torch.float32, False),
@@ -38,7 +37,7 @@ def test_both_make_the_same_clip(task: str, demo_bundle: BundleMaker) -> None:
             ["--engine", "tensorrt-rtx", "--precision", "fp16"],
             "--gpu current is the GPU of this machine, and there is no",
         ),
-        (["--clip", "9x33x32"], "height 33 is not a positive multiple of 16"),
+        (["--size", "9x33x32"], "height 33 is not a positive multiple of 16"),
     ],
 )
 def test_what_is_missing_is_said_before_the_work(

@@ -36,7 +36,7 @@ def test_a_clip_is_made_again(
     task: str, suffix: str, tiny_bundle: TinyBundleMaker, image: Path, tmp_path: Path, capfd: Capture
 ) -> None:
     bundle, first = tiny_bundle(task).path, tmp_path / f"clip{suffix}"
-    options = ("--steps", "3", "--guidance", "2.5", "--frames", "17", "--size", "32x48", "--negative-prompt", "blue")
+    options = ("--steps", "3", "--guidance", "2.5", "--size", "17x32x48", "--negative-prompt", "blue")
     more = ("--scheduler", "DPM", "--engine", "onnxruntime", "--threads", "1")
     given = ("--image", image) if task == "i2v" else ()
     made = run(capfd, "generate", bundle, PROMPT, *given, "-o", first, *options, *more, "--json")

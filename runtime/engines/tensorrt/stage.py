@@ -213,8 +213,7 @@ def scores_bytes(manifest: Manifest, job: Job) -> int:
 
 
 def _profiles(manifest: Manifest, component: str, spec: BuildSpec) -> Iterator[Profile]:
-    own = Size(manifest.defaults.frames, manifest.defaults.height, manifest.defaults.width)
-    sizes = [model_of(manifest).geometry.checked(size) for size in spec.sizes or (own,)]
+    sizes = [model_of(manifest).geometry.checked(size) for size in spec.sizes or (manifest.defaults.size,)]
     if not spec.dynamic:
         for size in sizes:
             yield profile(manifest, component, size, spec.tiled)

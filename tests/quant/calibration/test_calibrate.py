@@ -15,12 +15,13 @@ from reelquant.quant.graph.scratch_session import fits
 from reelquant.runtime.engines.session import Array, Values
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.models import model_of
+from reelquant.runtime.sizes import Size
 from tests.conftest import BundleMaker
 
 
 def test_block_by_block_the_ranges_are_the_same(demo_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, data = demo_bundle("t2v", "fp32"), CalibrationData.load("demo")
-    plan = CalibrationPlan(prompts=1, steps=1, size=(64, 48), frames=9)
+    plan = CalibrationPlan(prompts=1, steps=1, size=Size(9, 64, 48))
     whole = calibrate(bundle, data, plan)
     made = whole.provenance
     assert (made.frames, made.height, made.width) == (9, 64, 48)
@@ -55,6 +56,6 @@ def test_clips_whose_attention_does_not_fit(demo_bundle: BundleMaker, monkeypatc
     ask = (manifest.defaults, model_of(manifest))
     own = CalibrationPlan().clip_size(*ask)
     assert (own.frames, own.height, own.width) == (17, 96, 96)
-    said = "holds 7.4 GB of attention scores, where 6.4 GB of memory are free; what fits: --calibration-size 416x624"
+    said = "holds 7.4 GB of attention scores, where 6.4 GB of memory are free; a size that fits: 49x416x624"
     with pytest.raises(BadInput, match=said):
-        CalibrationPlan(size=(480, 720), frames=49).clip_size(*ask)
+        CalibrationPlan(size=Size(49, 480, 720)).clip_size(*ask)

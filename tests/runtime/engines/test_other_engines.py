@@ -45,7 +45,7 @@ def test_a_toy_engine_renders_the_demo(environment: dict[str, str], demo_bundle:
     # Without --engine: the one that the bundle was built for last is among those that run here.
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert "toy" in manifest["engines"]
-    clip = (PROMPT, "--seed", 1, "--steps", 2, "--frames", 9, "-o", tmp_path / "clip.npy", "--json")
+    clip = (PROMPT, "--seed", 1, "--steps", 2, "--size", "9x96x96", "-o", tmp_path / "clip.npy", "--json")
     made = reelquant(environment, "generate", tmp_path / "bundle", *clip, "--engine", "toy")
     assert made.returncode == 0 and json.loads(made.stdout)["engine"] == "toy", made.stderr
     wanted = load_pipeline(tmp_path / "bundle", "onnxruntime").generate(Request(PROMPT, seed=1, steps=2, frames=9))

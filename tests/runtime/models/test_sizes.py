@@ -6,7 +6,7 @@ import pytest
 
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.models.cogvideox.geometry import Geometry
-from reelquant.runtime.sizes import Size, parse_size
+from reelquant.runtime.sizes import Size
 
 GEOMETRY = Geometry()
 LATER = Geometry(patch_t=2, max_frames=81)
@@ -70,14 +70,16 @@ def test_latents_and_tokens() -> None:
     assert GEOMETRY.video_tokens(size) == 13 * 30 * 45 and LATER.video_tokens(size) == 7 * 30 * 45
 
 
-@pytest.mark.parametrize(("text", "size"), [("480x720", (480, 720)), ("96X32", (96, 32)), (" 16x16 ", (16, 16))])
-def test_sizes_are_written_height_first(text: str, size: tuple[int, int]) -> None:
-    assert parse_size(text) == size
+@pytest.mark.parametrize(
+    ("text", "size"), [("49x480x720", Size(49, 480, 720)), ("9X96x32", Size(9, 96, 32)), (" 9x16x16 ", Size(9, 16, 16))]
+)
+def test_sizes_are_written_frames_first_then_height(text: str, size: Size) -> None:
+    assert Size.parse(text) == size and Size.parse(str(size)) == size and str(size) == text.strip().lower()
 
 
-@pytest.mark.parametrize("text", ["", "x", "480", "480x", "x720", "480x720x3", "-16x16", "1.5x16", "a x b", "٤x٤",
-                                  "9" * 5000 + "x16"])  # fmt: skip
+@pytest.mark.parametrize("text", ["", "x", "480", "480x", "x720", "480x720", "480x720x", "-9x16x16", "1x480x720x3", "9x1.5x16", "a x b x c", "٤x٤x٤",
+                                  "9" * 5000 + "x16x16"])  # fmt: skip
 def test_other_texts_are_no_sizes(text: str) -> None:
-    with pytest.raises(BadInput, match="is not HEIGHTxWIDTH; write it like 480x720") as refusal:
-        parse_size(text)
-    assert len(str(refusal.value)) < 120
+    with pytest.raises(BadInput, match="is not FRAMESxHEIGHTxWIDTH; write it like 49x480x720") as refusal:
+        Size.parse(text)
+    assert len(str(refusal.value)) < 160

@@ -261,7 +261,7 @@ def test_the_doctor_says_why_a_bundles_engines_do_not_load(
         (("--gpu", "sm90"), "does not build for 'sm90'; one of sm75"),
         ((), "there is no NVIDIA driver"),
         (("--gpu", "sm89", "--clip", "9x33x32"), "height 33 is not a positive multiple of 16"),
-        (("--gpu", "sm89", "--clip", "big"), "clip 'big' is not FRAMESxHEIGHTxWIDTH"),
+        (("--gpu", "sm89", "--clip", "big"), "size 'big' is not FRAMESxHEIGHTxWIDTH"),
     ],
 )
 def test_bad_choices_end_with_a_message(
