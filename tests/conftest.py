@@ -79,7 +79,7 @@ def rtx_bundle() -> BundleMaker:
     from reelquant.runtime.engines.options import BuildSpec
 
     def make(task: str, precision: str) -> Bundle:
-        gpus = ("sm120",) if precision == "nvfp4" else ("sm89", "sm120")
+        gpus = ("sm120",) if precision in ("mxfp8", "nvfp4") else ("sm89", "sm120")
         spec = BuildSpec(gpus=gpus)
         return _exported(task, precision, f"rtx-{task}-{precision}", engine="tensorrt-rtx", spec=spec)
 

@@ -62,6 +62,7 @@ def test_the_base_install_is_lean(project: dict[str, Any]) -> None:
         "sign",
         "optimum",
         "docs",
+        "notebook",
         "dev",
     }
     assert project["project"]["optional-dependencies"].keys() == extras

@@ -57,7 +57,8 @@ class MxFp8(Numerics):
         return FP8
 
     def support(self, base: str) -> Support:
-        return Support(gpu=89) if base == "fp32" else Support(gpu=100, cpu=False)
+        """In 16 bit TensorRT has to see the blocks while it parses, and can only at one size."""
+        return Support(gpu=89) if base == "fp32" else Support(gpu=100, cpu=False, dynamic=False)
 
     def stored_bytes(self, shape: tuple[int, int]) -> int:
         """As it is stored beside float32; in 16 bit a scale takes one byte instead of four."""
