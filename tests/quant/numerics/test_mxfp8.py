@@ -129,7 +129,7 @@ def test_engines_are_built_for_blackwell_alone(
     # Half, but for the scales and for what stays in 16 bit (AdaLN's weights are in FP8 too).
     assert transformer["evidence"]["weight_bytes"] < 0.65 * whole["evidence"]["weight_bytes"]
     part = bundle.manifest.components["transformer"]
-    assert part.stats["main"]["quantized_linears"] == 36 and part.compute == "bf16"
+    assert part.stats["main"]["quantized_linears"] == 36 and part.compute == "fp16"
     assert part.formats["mxfp8"].gpu == 100 and not part.formats["mxfp8"].cpu
     assert bundle.manifest.quantization is not None
     assert 1e-3 < bundle.manifest.quantization["gate"]["rel_l2"] < 0.1
