@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from demo.clips import ATTRIBUTES, FRAMES, SIZE, Scene, held_out_scenes, render
-from demo.reader import score
+from demo.reader import score, shape_iou
 
 if TYPE_CHECKING:
     from reelquant.runtime.pipeline import Pipeline
@@ -119,18 +119,21 @@ def psnr(a: Pixels, b: Pixels) -> float:
 
 
 def measure(kind: str, clips: Iterator[tuple[Task, Pixels]]) -> dict[str, Any]:
-    """Score rendered clips: the share of right attributes, and for image-to-video the first frame's mean PSNR in dB."""
+    """Score rendered clips: the share of right attributes, how well shapes are drawn (intersection over union with ideal ones, mean
+    over clips), and for image-to-video the first frame's mean PSNR in dB.
+    """
     right = {name: 0 for name in ATTRIBUTES}
-    first_frame = []
+    first_frame, drawn = [], []
     count = 0
     for task, clip in clips:
         for name, seen in score(task.scene, clip).items():
             right[name] += seen
         first_frame.append(psnr(clip[0], task.image))
+        drawn.append(shape_iou(task.scene, clip))
         count += 1
     fidelity = {name: round(value / count, 4) for name, value in right.items()}
     fidelity["mean"] = round(sum(right.values()) / count / len(right), 4)
-    found: dict[str, Any] = {"prompts": count, "fidelity": fidelity}
+    found: dict[str, Any] = {"prompts": count, "fidelity": fidelity, "shape_iou": round(float(np.mean(drawn)), 4)}
     if kind == "i2v":
         found["first_frame_psnr"] = round(float(np.mean(first_frame)), 2)
     return found
@@ -159,6 +162,7 @@ def main() -> None:
         print(json.dumps(found))
     else:
         print("\n".join(f"{name:11} {value:.3f}" for name, value in found["fidelity"].items()))
+        print(f"shape IoU   {found['shape_iou']:.3f}")
         if kind == "i2v":
             print(f"first frame {found['first_frame_psnr']:.1f} dB")
 

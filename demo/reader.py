@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from demo.clips import ATTRIBUTES, BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, Scene, coverage
 
 _LEAST_OBJECT = 0.01  # of the frame: less than this is noise, not an object
+_OFF = 60.0  # of 441, the distance from black to white
 
 
 def _nearest(pixels: NDArray[np.float64], palette: dict[str, tuple[int, int, int]]) -> NDArray[np.intp]:
@@ -51,12 +54,37 @@ def read_clip(clip: NDArray[np.uint8]) -> Scene | None:
     return Scene(list(COLOURS)[colour], SHAPES[int(overlap.argmax())], direction, background)
 
 
+def shape_iou(scene: Scene, clip: NDArray[np.uint8]) -> float:
+    """How well the clip's shape is drawn: intersection over union, 0…1, of the pixels that the scene's object covers by more than
+    half with the ideal shape of their area at their centroid, mean over frames. A frame that shows too little counts as 0.
+
+    A pixel's cover is how far its colour is on the way from the background's to the object's; one that is off that way by more
+    than ``_OFF`` is something else's.
+    """
+    background = np.array(BACKGROUNDS[scene.background], np.float64)
+    way = np.array(COLOURS[scene.colour], np.float64) - background
+    pixels = clip.astype(np.float64) - background
+    cover = pixels @ way / (way @ way)
+    off = np.linalg.norm(pixels - cover[..., None] * way, axis=-1)
+    ys, xs = np.mgrid[0 : clip.shape[1], 0 : clip.shape[2]].astype(np.float64)
+    found = []
+    for mask in (cover > 0.5) & (off < _OFF):
+        area = float(mask.sum())
+        seen = area >= _LEAST_OBJECT * mask.size
+        found.append(_iou(mask, scene.shape, xs - xs[mask].mean(), ys - ys[mask].mean(), area) if seen else 0.0)
+    return float(np.mean(found))
+
+
 def _iou(mask: NDArray[np.bool_], shape: str, x: NDArray[np.float64], y: NDArray[np.float64], area: float) -> float:
-    radius = 10.0
-    grid_y, grid_x = np.mgrid[-30:31, -30:31].astype(np.float64)
-    unit = float((coverage(shape, grid_x, grid_y, radius) > 0.5).sum())
-    outline = coverage(shape, x, y, radius * np.sqrt(area / unit)) > 0.5
+    outline = coverage(shape, x, y, np.sqrt(area / _unit_area(shape))) > 0.5
     return float((mask & outline).sum() / (mask | outline).sum())
+
+
+@cache
+def _unit_area(shape: str) -> float:
+    """Of the shape with a radius of 1, counted at one so large that its edge does not matter."""
+    ys, xs = np.mgrid[-450:451, -450:451].astype(np.float64)
+    return float((coverage(shape, xs, ys, 300.0) > 0.5).sum()) / 300.0**2
 
 
 def score(scene: Scene, clip: NDArray[np.uint8]) -> dict[str, bool]:

@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from demo.clips import (
     ATTRIBUTES,
@@ -20,7 +21,7 @@ from demo.clips import (
     render,
 )
 from demo.fidelity import measure, tasks
-from demo.reader import read_clip, score
+from demo.reader import read_clip, score, shape_iou
 
 
 @pytest.mark.parametrize("size", [64, 96])
@@ -73,7 +74,31 @@ def test_fidelity_counts_what_is_right() -> None:
     rng = np.random.default_rng(3)
     right = [(task, render(task.scene, rng)) for task in wanted]
     found = measure("t2v", iter(right))
+    assert found.pop("shape_iou") > 0.97
     assert found == {"prompts": 8, "fidelity": dict.fromkeys([*ATTRIBUTES, "mean"], 1.0)}
     blank = np.zeros_like(right[0][1])
     found = measure("t2v", iter([*right[:6], *((task, blank) for task in wanted[6:])]))
     assert found["fidelity"] == dict.fromkeys([*ATTRIBUTES, "mean"], 0.75)
+    assert 0.73 < found["shape_iou"] < 0.75
+
+
+def test_how_well_a_shape_is_drawn() -> None:
+    rng = np.random.default_rng(4)
+    ideal = [shape_iou(scene, render(scene, rng)) for scene in held_out_scenes(48)]
+    assert min(ideal) > 0.91 and float(np.mean(ideal)) > 0.995  # a cyan thing's soft edge on black is green
+    for scene in held_out_scenes(8):
+        for drawn in set(SHAPES) - {scene.shape}:
+            assert shape_iou(scene, render(replace(scene, shape=drawn), rng)) < 0.87
+        assert shape_iou(scene, blob(scene)) < 0.87
+        lumpy = render(scene, rng)
+        lumpy[:, ::6] = BACKGROUNDS[scene.background]  # every sixth row is lost
+        assert shape_iou(scene, lumpy) < 0.9
+        assert shape_iou(replace(scene, colour="cyan" if scene.colour != "cyan" else "red"), render(scene, rng)) < 0.5
+
+
+def blob(scene: Scene) -> NDArray[np.uint8]:
+    """A still clip in the scene's colours of an oblong without corners, as large as its shape."""
+    ys, xs = np.mgrid[-48:48, -48:48] + 0.5
+    inside = np.hypot(xs / 30, ys / 17) < 1
+    frame = np.where(inside[..., None], COLOURS[scene.colour], BACKGROUNDS[scene.background])
+    return np.repeat(frame[None].astype(np.uint8), 3, axis=0)
