@@ -2,7 +2,7 @@
 
     python -m benchmarks.precisions --prompts 64 --json
 
-For each task and precision: prompt fidelity over held-out prompts, clip PSNR against the fp32 bundle (same noise), the
+For each task and precision: prompt fidelity and shape IoU over held-out prompts, clip PSNR against the fp32 bundle (same noise), the
 noise floor of that PSNR (fp32 on the other engine against fp32), bytes of the transformer, and milliseconds of one
 guided step. Times are taken in turns, one step of each precision after the other, and reported as medians with the
 spread of the ratio to fp32.
@@ -77,9 +77,9 @@ def compare(
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| task | precision | colour | shape | direction | background | mean | first frame | PSNR to fp32 (least) | "
-        + "transformer | step vs fp32 (10–90 %) |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| task | precision | colour | shape | direction | background | mean | shape IoU | first frame | "
+        + "PSNR to fp32 (least) | transformer | step vs fp32 (10–90 %) |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         found = row["fidelity"]
@@ -90,7 +90,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             close = f"floor {close}"
         low, high = row["step_ratio_spread"]
         lines.append(
-            f"| {row['task']} | {row['precision']} | {shares} | {first} | {close} "
+            f"| {row['task']} | {row['precision']} | {shares} | {row['shape_iou']:.3f} | {first} | {close} "
             f"| {row['transformer_bytes'] / 1e6:.1f} MB | {row['step_ratio']:.2f} ({low:.2f}–{high:.2f}) |"
         )
     return "\n".join(lines)

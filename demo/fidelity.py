@@ -1,4 +1,4 @@
-"""Prompt fidelity: how often a clip shows what its prompt says, as a number in 0…1.
+"""Prompt fidelity: how often a clip shows what its prompt says, and how well its shape is drawn, as numbers in 0…1.
 
     python -m demo.fidelity PATH --prompts 64 --json
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from reelquant.runtime.pipeline import Pipeline
 
 Pixels = NDArray[np.uint8]
-# Chosen on 16 scenes that are not scored (--seed 1), where it makes no attribute worse: the pipelines' own 6 saturates
-# colours here, which costs the first frame about 2 dB.
+# What precisions are compared at. The pipelines' own 6 saturates colours here, which costs the first frame between 2 and
+# 3 dB, and edges (shape IoU); both are in the model cards.
 GUIDANCE = 4.0
 LATENTS = ((FRAMES - 1) // 4 + 1, 16, SIZE // 8, SIZE // 8)
 
