@@ -1,7 +1,8 @@
 """GPTQ: round a weight so that the errors of its rows cancel in the product (arXiv:2210.17323, algorithm 1).
 
 The rows of a weight [K, N] are rounded in turn, and what each loses is made good by the rows that are still to come, as
-far as their activations go together. That is what second moments tell.
+far as their activations go together. That is what the Hessian of the squared error tells: twice the second moments of what
+is read; the factor makes no difference to what is rounded.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ _DAMP = 0.01  # of the diagonal's mean, added to it: what calibration never saw 
 _BATCH = 128  # rows whose errors are handed to all later rows at once
 
 
-def gptq(weight: Floats, scales: Floats, moments: NDArray[np.float64], format: Format) -> NDArray[Any]:
-    """Weight [K, N], scales [N], [] or in blocks [K / size, N], and ``moments`` E[x_i · x_j] [blocks, K/blocks, K/blocks] → ``format.dtype`` [K, N].
+def gptq(weight: Floats, scales: Floats, hessian: NDArray[np.float64], format: Format) -> NDArray[Any]:
+    """Weight [K, N], scales [N], [] or in blocks [K / size, N], and ``hessian`` E[x_i · x_j] [blocks, K/blocks, K/blocks] → ``format.dtype`` [K, N].
 
     Rows of different blocks do not make good each other's errors.
     """
-    side = moments.shape[-1]
+    side = hessian.shape[-1]
     rows = scales[np.arange(len(weight)) * len(scales) // len(weight)] if scales.ndim == 2 else None
     rounded = []
-    for number, square in enumerate(moments):
+    for number, square in enumerate(hessian):
         part = slice(number * side, (number + 1) * side)
         rounded.append(_block(weight[part], scales if rows is None else rows[part], square, format))
     return np.concatenate(rounded)
 
 
-def _block(weight: Floats, scales: Floats, moments: NDArray[np.float64], format: Format) -> NDArray[Any]:
+def _block(weight: Floats, scales: Floats, hessian: NDArray[np.float64], format: Format) -> NDArray[Any]:
     # The largest first: their errors matter most, and all other rows can still make them good.
-    order = np.argsort(-np.diag(moments), kind="stable")
-    damped = moments[np.ix_(order, order)]
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    damped = hessian[np.ix_(order, order)]
     damped[np.diag_indices_from(damped)] += max(_DAMP * float(np.diag(damped).mean()), 1e-12)
     # U with inverse = UᵀU: row i says how the rows after it make good an error of row i.
     upper = np.linalg.cholesky(np.linalg.inv(damped)).T.astype(np.float32)

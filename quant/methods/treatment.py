@@ -34,14 +34,16 @@ class Treatment:
         """The balanced weight [K, N] in ``format``; scales [] or, along ``axis``, [N]."""
         if not self.compensated:
             return quantize(matrix, scales, format, axis)
-        return gptq(matrix, scales, self._moments(), format)
+        return gptq(matrix, scales, self._hessian(), format)
 
     def correction(self, matrix: Floats, lost: Floats) -> Floats:
         """What is added to the bias [N]: c·W of the weight as it was, and the mean of what rounding it lost, E[x']·lost."""
         return np.asarray(self.balance.shift @ matrix + self.balance.mean @ lost, np.float32)
 
-    def _moments(self) -> NDArray[np.float64]:
-        """Covariances of the quantized, balanced activation: the bias takes the mean's share of all errors."""
+    def _hessian(self) -> NDArray[np.float64]:
+        """Of the squared error, but for its factor 2: covariances of the quantized, balanced activation, since the bias takes the
+        mean's share of all errors.
+        """
         covariance = self.channels.covariance()
         scale = self.balance.scale.astype(np.float64).reshape(len(covariance), -1)
         found = covariance / (scale[:, :, None] * scale[:, None, :])
