@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.footprint import Footprint, text_footprint, transformer_footprint, vae_footprint
 from reelquant.export.weights import Stored, open_weights
 from reelquant.quant.calibration.channels import blocks_of
 from reelquant.quant.calibration.plan import CalibrationPlan
+from reelquant.quant.graph.convolutions import is_quantized
 from reelquant.quant.numerics import HIGH, High
 from reelquant.quant.passes.store_weights import LEAST_TABLE
 from reelquant.quant.recipe import Recipe
+from reelquant.quant.sections import VAE_DECODER
 from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
@@ -104,12 +106,16 @@ def component_needs(
         ),
         "vae_decoder": need(
             halves["decoder"],
-            _bytes(halves["decoder"]),
+            _bytes(
+                halves["decoder"]
+            ),  # in INT8 it takes less, and a decoder that loses too much in INT8 stays in float32
             memory.vae["decoder"],
             decoder["first"],
             tiles * (decoder["first"].flops + later * decoder["next"].flops),
         ),
     }
+    convolved = replace(needs["vae_decoder"], disk=_decoder_bytes(halves["decoder"], recipe, engine))
+    needs["vae_decoder"] = convolved
     if checkpoint.task == "i2v":
         image = vae_footprint(configs["vae"], "encoder", height, width)["image"]
         encoder = halves["encoder"]
@@ -127,14 +133,17 @@ def calibration_bytes(checkpoint: Checkpoint, size: Size) -> int:
     return memory.process + largest_block(checkpoint) + activations + 2 * moments_bytes(checkpoint)
 
 
-def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe | None, text_weights: str) -> int:
-    """Of all weights of a bundle; its graphs and its tokenizer are a few MB more."""
+def bundle_bytes(checkpoint: Checkpoint, recipe: Recipe | None, text_weights: str, engine: str) -> int:
+    """Of all weights of a bundle for ``engine``; its graphs and its tokenizer are a few MB more."""
     stored = {name: open_weights(checkpoint.path / name) for name in ("transformer", "text_encoder", "vae")}
+    decoder = {name: value for name, value in stored["vae"].items() if name.startswith("decoder.")}
     positions = stored["transformer"].get("patch_embed.pos_embedding")
     return (
         _text_bytes(stored["text_encoder"], text_weights)
         + _transformer_bytes(stored["transformer"], recipe)
         + _bytes(stored["vae"])
+        - _bytes(decoder)
+        + _decoder_bytes(decoder, recipe, engine)
         + (4 * math.prod(positions.shape) if positions else 0)
     )
 
@@ -151,6 +160,18 @@ def largest_block(checkpoint: Checkpoint) -> int:
 
 def _bytes(weights: Mapping[str, Stored]) -> int:
     return sum(4 * math.prod(value.shape) for value in weights.values())
+
+
+def _decoder_bytes(weights: Mapping[str, Stored], recipe: Recipe | None, engine: str) -> int:
+    """In INT8 where the recipe asks for that on ``engine``: a byte a value of each filter, and a scale a channel."""
+    if recipe is None or not recipe.section(VAE_DECODER).takes_effect(get_engine(engine).fast_int8_convolutions()):
+        return _bytes(weights)
+    total = 0
+    for name, value in weights.items():
+        shape = value.shape
+        quantized = len(shape) >= 4 and is_quantized(name.removeprefix("decoder."), shape[2:])
+        total += math.prod(shape) + 4 * shape[0] if quantized else 4 * math.prod(shape)
+    return total
 
 
 def _transformer_bytes(weights: Mapping[str, Stored], recipe: Recipe | None) -> int:

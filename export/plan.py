@@ -91,8 +91,8 @@ def make_plan(checkpoint: Checkpoint, defaults: Defaults, choices: Choices) -> P
         checkpoint, size, choices.engine, recipe, choices.text_weights,
         batch=2 if defaults.guidance > 1 else 1, steps=defaults.steps, tiled=choices.tiled,
     )  # fmt: skip
-    bundle = bundle_bytes(checkpoint, recipe, choices.text_weights)
-    traced = bundle_bytes(checkpoint, None, choices.text_weights)
+    bundle = bundle_bytes(checkpoint, recipe, choices.text_weights, choices.engine)
+    traced = bundle_bytes(checkpoint, None, choices.text_weights, choices.engine)
     return Plan(
         choices=choices,
         latent_shape=geometry.latent_shape(size),

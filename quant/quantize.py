@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.decoder_bundle import INT8, DecoderTrial, check_decoder, convolve_in_int8
+from reelquant.quant.decoder_bundle import DecoderTrial, check_decoder, convolve_in_int8
 from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.evaluation.gate import judge, limits_of
 from reelquant.quant.evaluation.limits import Limits
@@ -67,7 +67,8 @@ def quantize_bundle(
     if recipe is not None:
         recipe.check_base(base)
     changed = set(manifest.components) if base != "fp32" else {QUANTIZED} if recipe else set()
-    storage = recipe.text_storage if recipe and not manifest.components[TEXT_ENCODER].formats else "fp32"
+    text = manifest.components.get(TEXT_ENCODER)  # not there where a transformer alone was traced
+    storage = recipe.text_storage if recipe and text is not None and not text.formats else "fp32"
     changed |= {TEXT_ENCODER} if storage != "fp32" else set()
     convolves = decoder is not None and recipe is not None and base == "fp32" and _gains(recipe, decoder)
     if convolves:
@@ -137,8 +138,7 @@ def _quantized(
 
 
 def _gains(recipe: Recipe, trial: DecoderTrial) -> bool:
-    section = recipe.section(VAE_DECODER)
-    return section.numerics == INT8 and (section.when == ALWAYS or get_engine(trial.engine).fast_int8_convolutions())
+    return recipe.section(VAE_DECODER).takes_effect(get_engine(trial.engine).fast_int8_convolutions())
 
 
 def _convolved(derived: Derivation, recipe: Recipe, trial: DecoderTrial, progress: Progress) -> None:

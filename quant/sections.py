@@ -26,6 +26,10 @@ class Section:
     numerics: str = "high"
     when: str = ALWAYS
 
+    def takes_effect(self, faster: bool) -> bool:
+        """``faster``: whether the engine gains time by these numerics on this machine."""
+        return self.numerics != "high" and (self.when == ALWAYS or faster)
+
     def as_toml(self) -> dict[str, str]:
         """As :func:`parse_sections` reads it."""
         return {key: value for key, value in asdict(self).items() if (key, value) != ("when", ALWAYS)}

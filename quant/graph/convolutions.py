@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -20,6 +21,11 @@ class Convolution:
     filters: str
 
 
+def is_quantized(name: str, points: Iterable[int]) -> bool:
+    """Of the convolution ``name``, as the decoder calls it; ``points`` are its filters' lengths in time and space."""
+    return max(points, default=1) > 1 and not name.startswith(_ENDS)
+
+
 def convolution_nodes(model: ir.Model) -> list[Convolution]:
     """The 2D and 3D convolutions of the main graph, in its order, without the first, the last and those of one point: a
     spatial norm's, which scale everything and take next to no time.
@@ -30,6 +36,6 @@ def convolution_nodes(model: ir.Model) -> list[Convolution]:
         if node.op_type != "Conv" or activation is None or filters is None or not filters.is_initializer():
             continue
         name, points = node.name or "", filters.shape.numpy()[2:] if filters.shape is not None else ()
-        if max(points, default=1) > 1 and not name.startswith(_ENDS):
+        if is_quantized(name, points):
             found.append(Convolution(node, name, activation.name or "", filters.name or ""))
     return found

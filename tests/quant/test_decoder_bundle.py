@@ -94,7 +94,7 @@ def test_latents_that_are_not_finite(demo_bundle: BundleMaker, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("task", "precision"), [("t2v", "int8"), ("i2v", "fp32")])
+@pytest.mark.parametrize(("task", "precision"), [("t2v", "int4-weight"), ("i2v", "fp32")])
 def test_a_decoder_is_quantized(
     task: str, precision: str, demo_bundle: BundleMaker, tmp_path: Path, capfd: Capture
 ) -> None:

@@ -56,6 +56,6 @@ def test_clips_whose_attention_does_not_fit(demo_bundle: BundleMaker, monkeypatc
     ask = (manifest.defaults, model_of(manifest))
     own = CalibrationPlan().clip_size(*ask)
     assert (own.frames, own.height, own.width) == (17, 96, 96)
-    said = "holds 7.4 GB of attention scores, where 6.4 GB of memory are free; a size that fits: 49x416x624"
+    said = "holds 7.4 GB of attention scores, where 6.4 GB of memory are free; a size that fits: 41x416x624"
     with pytest.raises(BadInput, match=said):
         CalibrationPlan(size=Size(49, 480, 720)).clip_size(*ask)
