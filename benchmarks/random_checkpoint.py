@@ -141,6 +141,7 @@ def _write_shard(path: Path, shapes: Shapes, dtype: str, seed: int | None) -> No
 
 
 _ENGLISH = 500  # pieces
+_SENTINELS = 100  # T5's <extra_id_…>, which transformers adds
 
 
 def _write_tokenizer(folder: Path, vocabulary: int) -> None:
@@ -148,6 +149,7 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
     prompt has as the text encoder's table has rows for.
     """
     import sentencepiece
+    from sentencepiece import sentencepiece_model_pb2
 
     folder.mkdir(parents=True, exist_ok=True)
     text = (Path(__file__).parents[1] / "calib_data" / "general" / "prompts.txt").read_text("utf-8")
@@ -157,8 +159,7 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
         sentencepiece.SentencePieceTrainer.train(
             input=str(corpus),
             model_prefix=str(Path(scratch) / "spiece"),
-            vocab_size=vocabulary - 100,
-            user_defined_symbols=[f"<unused_{number}>" for number in range(vocabulary - 100 - _ENGLISH)],
+            vocab_size=min(_ENGLISH, vocabulary - _SENTINELS),
             hard_vocab_limit=False,
             model_type="unigram",
             pad_id=0,
@@ -167,8 +168,14 @@ def _write_tokenizer(folder: Path, vocabulary: int) -> None:
             bos_id=-1,
             minloglevel=2,
         )
-        (folder / "spiece.model").write_bytes((Path(scratch) / "spiece.model").read_bytes())
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": 100})
+        model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+        model.ParseFromString((Path(scratch) / "spiece.model").read_bytes())
+    # Ordinary pieces: of user-defined symbols transformers makes added tokens, and tens of thousands of these take a minute.
+    for number in range(vocabulary - _SENTINELS - len(model.pieces)):
+        model.pieces.add(piece=f"<unused_{number}>", score=-100.0 - number)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    (folder / "spiece.model").write_bytes(model.SerializeToString())
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "extra_ids": _SENTINELS})
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:

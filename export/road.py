@@ -13,7 +13,6 @@ from reelquant.quant.calibration.calibrate import calibrate
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.derive import derive_bundle
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.passes.rotate import check_head
@@ -147,10 +146,8 @@ def export_checkpoint(
                 fp32 = rotate_bundle(fp32, folder / "rotated", replace=True)
             ranges = _calibrated(fp32, folder / "ranges", data, plan.calibration, progress)
             progress.say(f"quantize by recipe {recipe.name}, base {base}")
-            trial, decoder = _trial(plan, ranges), _decoder_trial(plan, data, checkpoint.task, ranges)
-            bundle = quantize_bundle(
-                fp32, ranges, recipe, out, replace, base, trial, decoder=decoder, progress=progress
-            )
+            trial, engine = _trial(plan, ranges), get_engine(plan.engine).accuracy_engine
+            bundle = quantize_bundle(fp32, ranges, recipe, out, replace, base, trial, engine=engine, progress=progress)
         return _built(bundle, plan, progress)
 
 
@@ -158,12 +155,6 @@ def _trial(plan: ExportPlan, ranges: Ranges) -> Trial | None:
     """On clips of the calibration's size: what this machine could calibrate on, it can judge on."""
     engine = get_engine(plan.engine).accuracy_engine
     return Trial(plan.data, size=ranges.provenance.size, engine=engine) if plan.gate else None
-
-
-def _decoder_trial(plan: ExportPlan, data: CalibrationData, task: str, ranges: Ranges) -> DecoderTrial | None:
-    """Likewise; None where the set has too few prompts to take scales from some and try others."""
-    engine = get_engine(plan.engine).accuracy_engine
-    return DecoderTrial(plan.data, engine=engine, size=ranges.provenance.size).within(data.usable(task))
 
 
 def _check_build(checkpoint: Checkpoint, plan: ExportPlan, recipe: Recipe | None, base: str) -> None:

@@ -8,8 +8,9 @@ decoder is then held against the bundle's own on clips that it was not calibrate
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,11 +56,6 @@ class DecoderTrial:
     engine: str = "openvino"
     size: Size | None = None
 
-    def within(self, usable: int) -> DecoderTrial | None:
-        """This, of a set with ``usable`` prompts: with fewer clips for scales, or None where none are left."""
-        prompts = min(self.prompts, usable - self.held_out)
-        return replace(self, prompts=prompts) if prompts > 0 else None
-
     def requests(self, task: str) -> tuple[list[Request], list[Request]]:
         """Those for scales, and those held out.
 
@@ -91,10 +87,19 @@ def quantize_decoder(
     """
     check_decoder(bundle)
     check_free(out, replace_out)
-    trial.requests(bundle.manifest.task)
+    seen, unseen = trial.requests(bundle.manifest.task)
     bundle.check_hashes()  # before the sampling, not after it
+    pipeline = Pipeline(bundle, EngineOptions(trial.engine))
+    clips = []
+    with progress.stage("sample", len(seen) + len(unseen)) as advance:
+        for request in (*seen, *unseen):
+            clips.append(pipeline.sample(request))
+            advance()
+    del pipeline
+    prompts = hash_prompts([request.prompt for request in seen])
+    facts = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
     with derive_bundle(bundle, out, [DECODER], replace_out, checked=True) as derived:
-        convolve_in_int8(derived, trial, progress)
+        convolve_in_int8(derived, clips[: len(seen)], clips[len(seen) :], trial.engine, facts, progress)
     return Bundle.open(out)
 
 
@@ -109,33 +114,34 @@ def check_decoder(bundle: Bundle) -> None:
         raise BadInput(f"the decoder of {bundle.path} is quantized already; start from the bundle it was made from")
 
 
-def convolve_in_int8(derived: Derivation, trial: DecoderTrial, progress: Progress = SILENT) -> float:
-    """Write the decoder of a bundle in the making, and return how far the frames of the held-out clips are from fp32's, dB.
+def convolve_in_int8(
+    derived: Derivation,
+    seen: Sequence[Array],
+    unseen: Sequence[Array],
+    engine: str,
+    trial: Mapping[str, Any],
+    progress: Progress = SILENT,
+) -> float:
+    """Write the decoder of a bundle in the making, and return how far its frames are from fp32's, dB.
+
+    Scales are of the clips ``seen``, frames of those ``unseen``: scaled latents float32 [latent_frames, channels, h, w], decoded on
+    ``engine``. ``trial`` says in the manifest what clips they are.
 
     Raises:
-        BadInput: a clip cannot be made.
         BundleError: a filter is infinite or NaN.
         AccuracyError: the frames are further off than ``LEAST_PSNR``.
     """
     bundle = derived.bundle
-    seen, unseen = trial.requests(bundle.manifest.task)
-    pipeline = Pipeline(bundle, EngineOptions(trial.engine))
-    clips = []
-    with progress.stage("sample", len(seen) + len(unseen)) as advance:
-        for request in (*seen, *unseen):
-            clips.append(pipeline.sample(request))
-            advance()
-    del pipeline
-    largest = largest_fed(bundle, clips[: len(seen)], derived.folder, trial.engine, progress)
+    largest = largest_fed(bundle, seen, derived.folder, engine, progress)
     models = derived.models(DECODER)
     counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
     part = derived.write(DECODER, models)
     frames: list[list[Array]] = []
     with progress.stage("compare", 2 * len(unseen)) as advance:
         for side in (bundle.path, derived.folder):
-            decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, trial.engine)
+            decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, engine)
             frames.append([])
-            for latents in clips[len(seen) :]:
+            for latents in unseen:
                 frames[-1] += decoder.decode(latents)
                 advance()
     psnr = frames_psnr(*frames)
@@ -144,9 +150,7 @@ def convolve_in_int8(derived: Derivation, trial: DecoderTrial, progress: Progres
             f"INT8 convolutions take the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
             "the limit; keep this decoder in fp32"
         )
-    prompts = hash_prompts([request.prompt for request in seen])
-    made = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
-    facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": made}
+    facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}
     derived.formats(DECODER, {INT8: Support()})
     derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}} for graph, count in counts.items()})
     return psnr

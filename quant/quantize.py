@@ -39,7 +39,7 @@ def quantize_bundle(
     base: str = "fp32",
     trial: Trial | None = None,
     steps: Sequence[Step] | None = None,
-    decoder: DecoderTrial | None = None,
+    engine: str | None = None,
     progress: Progress = SILENT,
 ) -> Bundle:
     """Write ``out``: the bundle in the recipe's numerics, and all else in ``base``.
@@ -48,8 +48,9 @@ def quantize_bundle(
     the verdict and its limits stand in the manifest. What no CPU computes (NVFP4) is not. What a CPU computes beside float32
     alone (MXFP8) is held so before it is written in ``base``. ``steps`` are what the trial recorded, where it was recorded before.
 
-    Where the recipe puts the VAE's decoder in INT8, ``decoder`` says of which clips its scales are, and on which it is tried; without
-    it that section is left out. A text encoder whose weights were stored when it was traced stays as it is.
+    Where the recipe puts the VAE's decoder in INT8, its scales are of the clips that the ranges keep, and it is tried on
+    ``engine``; without one, or with fewer than two clips, that section is left out. A text encoder whose weights were stored when it
+    was traced stays as it is.
 
     Without a recipe (and ranges) only the base changes. In a 16-bit base every network computes in 16 bit; the text
     encoder in bf16 even if the others are fp16, which T5 overflows.
@@ -70,15 +71,16 @@ def quantize_bundle(
     text = manifest.components.get(TEXT_ENCODER)  # not there where a transformer alone was traced
     storage = recipe.text_storage if recipe and text is not None and not text.formats else "fp32"
     changed |= {TEXT_ENCODER} if storage != "fp32" else set()
-    convolves = decoder is not None and recipe is not None and base == "fp32" and _gains(recipe, decoder)
+    convolves = base == "fp32" and _convolves(recipe, ranges, engine)
     if convolves:
         check_decoder(bundle)
         changed.add(VAE_DECODER)
     with derive_bundle(bundle, out, changed, replace_out) as derived:
         derived.changes |= {"precision": recipe.name if recipe else base, "quantization": None}
         for name in sorted(changed):
-            if name == VAE_DECODER and convolves and recipe is not None and decoder is not None:
-                _convolved(derived, recipe, decoder, progress)
+            if name == VAE_DECODER and convolves:
+                assert recipe is not None and ranges is not None and engine is not None
+                _convolved(derived, recipe, ranges, engine, progress)
                 continue
             models = derived.models(name)
             if name == TEXT_ENCODER and storage != "fp32":
@@ -137,19 +139,24 @@ def _quantized(
     return models
 
 
-def _gains(recipe: Recipe, trial: DecoderTrial) -> bool:
-    return recipe.section(VAE_DECODER).takes_effect(get_engine(trial.engine).fast_int8_convolutions())
+def _convolves(recipe: Recipe | None, ranges: Ranges | None, engine: str | None) -> bool:
+    if recipe is None or ranges is None or engine is None or len(ranges.clips) < 2:
+        return False
+    return recipe.section(VAE_DECODER).takes_effect(get_engine(engine).fast_int8_convolutions())
 
 
-def _convolved(derived: Derivation, recipe: Recipe, trial: DecoderTrial, progress: Progress) -> None:
+def _convolved(derived: Derivation, recipe: Recipe, ranges: Ranges, engine: str, progress: Progress) -> None:
     """The decoder in INT8, or as it was where the recipe asks for speed alone and it loses too much.
 
     Raises:
         AccuracyError: it loses too much, and the recipe wants it in any case.
     """
     progress.say("put the VAE's decoder in INT8")
+    # As many as quantize-decoder takes; the last is held out.
+    seen, unseen = ranges.clips[:-1][: DecoderTrial.prompts], ranges.clips[-DecoderTrial.held_out :]
+    trial = {"ranges_sha256": ranges.digest, "prompts": len(seen), "held_out": len(unseen), "engine": engine}
     try:
-        convolve_in_int8(derived, trial, progress)
+        convolve_in_int8(derived, seen, unseen, engine, trial, progress)
     except AccuracyError as error:
         if recipe.section(VAE_DECODER).when == ALWAYS:
             raise

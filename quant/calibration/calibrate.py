@@ -53,7 +53,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     recorder = Recorder()
     weights = bundle.graph("transformer", "main").parent / WEIGHTS
     with scratch_session(observed_transformer(bundle), bundle.path, plan.engine, weights) as transformer:
-        sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
+        clips = sample_watched(pipeline, transformer, requests, recorder.see, progress, "calibrate")
     provenance = Provenance(
         task=manifest.task,
         seed=plan.seed,
@@ -65,7 +65,7 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         engine_version=pipeline.engine.version(),
         source_digest=bundle.digest,
     )
-    return recorder.ranges(provenance)
+    return recorder.ranges(provenance, clips)
 
 
 def quantizable_values(model: ir.Model) -> list[str]:
@@ -111,7 +111,7 @@ class Recorder:
                     self.totals[name] = np.array(found)
         self.runs += 1
 
-    def ranges(self, provenance: Provenance) -> Ranges:
+    def ranges(self, provenance: Provenance, clips: Sequence[Array] = ()) -> Ranges:
         samples = Samples(np.concatenate(self.timestep), np.concatenate(self.conditional), np.concatenate(self.prompts))
         arrays = {name: np.concatenate(values).astype(np.float32) for name, values in self.seen.items()}
         histograms = {name.removesuffix(HISTOGRAM): v for name, v in self.totals.items() if name.endswith(HISTOGRAM)}
@@ -123,6 +123,7 @@ class Recorder:
             high={name.removesuffix(HIGH): array for name, array in arrays.items() if name.endswith(HIGH)},
             channels={name: self._channels(name, histograms[name]) for name in observed},
             histograms=histograms,
+            clips=tuple(clips),
         )
 
     def _channels(self, name: str, histogram: Array) -> Channels:

@@ -1,5 +1,5 @@
-"""Ranges: what calibration saw. The lowest and highest value of every observed tensor, sample by sample; and over all
-samples the magnitudes of its values, and of what linears read the statistics of every channel.
+"""Ranges: what calibration saw. The lowest and highest value of every observed tensor, sample by sample; over all samples
+the magnitudes of its values, and of what linears read the statistics of every channel; and the clips it sampled.
 
 A sample is one row of the batch of one forward: one prompt, at one timestep, with or without its text.
 """
@@ -26,7 +26,8 @@ from reelquant.runtime.sizes import Size
 # A tensor's name and one of these: the outputs of an observed graph, and the keys of ranges.safetensors.
 LOW, HIGH, HISTOGRAM, CHANNEL = "::low", "::high", "::histogram", "::channel_"
 _SAMPLE = "sample::"
-_VERSION = 4  # 2: attentions too; 3: histograms and channels; 4: a digest of images too
+_CLIP = "clip::"
+_VERSION = 5  # 2: attentions too; 3: histograms and channels; 4: a digest of images too; 5: clips
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Samples:
 class Ranges:
     """``low`` and ``high``: tensor name → float32 [samples]. ``channels`` and ``histograms`` (int64, as
     :mod:`reelquant.quant.calibration.channels` bins them) are of some of these tensors or of none; recipes say which they need.
+    ``clips``: scaled latents float32 [latent_frames, channels, h, w] of each prompt, or none; the VAE's decoder is calibrated on
+    them.
 
     Raises:
         BundleError: arrays that do not fit each other, or a value that is infinite or NaN.
@@ -80,6 +83,7 @@ class Ranges:
     high: Mapping[str, NDArray[np.float32]]
     channels: Mapping[str, Channels] = field(default_factory=dict)
     histograms: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    clips: tuple[NDArray[np.float32], ...] = ()
 
     def __post_init__(self) -> None:
         for name, kind in (("timestep", "int64"), ("conditional", "bool"), ("prompt", "int64")):
@@ -103,6 +107,11 @@ class Ranges:
             raise BundleError(f"channels or a histogram of {min(unknown)}, which has no range")
         for tensor, histogram in self.histograms.items():
             _check_array(f"histogram of {tensor}", histogram, "int64", BINS)
+        for number, clip in enumerate(self.clips):
+            if clip.dtype != np.float32 or clip.ndim != 4 or not np.isfinite(clip).all():
+                raise BundleError(
+                    f"clip {number} is {clip.dtype} {list(clip.shape)}, not finite float32 [frames, channels, h, w]"
+                )
 
     def absmax(self, tensor: str) -> float:
         """The largest magnitude of ``tensor`` over all samples.
@@ -141,6 +150,7 @@ class Ranges:
             "digest": self.digest,
             "samples": len(self.samples),
             "tensors": len(self.low),
+            "clips": len(self.clips),
             "provenance": asdict(self.provenance),
         }
         with partial_folder(path, replace) as folder:
@@ -171,7 +181,8 @@ class Ranges:
                 name: Channels(*(arrays.pop(f"{name}{CHANNEL}{part.name}") for part in fields(Channels)))
                 for name in [key.removesuffix(first) for key in arrays if key.endswith(first)]
             }
-            ranges = cls(Provenance(**facts["provenance"]), samples, low, high, channels, histograms)
+            clips = tuple(arrays.pop(f"{_CLIP}{number}") for number in range(facts["clips"]))
+            ranges = cls(Provenance(**facts["provenance"]), samples, low, high, channels, histograms, clips)
             if arrays or ranges.digest != facts["digest"]:
                 raise BundleError("its content does not match its digest; copy it again, or calibrate again")
         except BundleError as error:
@@ -187,6 +198,7 @@ class Ranges:
         arrays |= {tensor + LOW: array for tensor, array in self.low.items()}
         arrays |= {tensor + HIGH: array for tensor, array in self.high.items()}
         arrays |= {tensor + HISTOGRAM: array for tensor, array in self.histograms.items()}
+        arrays |= {f"{_CLIP}{number}": clip for number, clip in enumerate(self.clips)}
         for tensor, channels in self.channels.items():
             arrays |= {f"{tensor}{CHANNEL}{part.name}": getattr(channels, part.name) for part in fields(Channels)}
         return {key: np.ascontiguousarray(array) for key, array in arrays.items()}

@@ -21,20 +21,22 @@ def sample_watched(
     see: See,
     progress: Progress,
     stage: str,
-) -> None:
-    """Sample the clips of ``requests`` with ``transformer`` in the place of ``pipeline``'s, and show every run to ``see``; decode
-    none.
+) -> list[Array]:
+    """Sample the clips of ``requests`` with ``transformer`` in the place of ``pipeline``'s, show every run to ``see``, and return
+    the clips as scaled latents, none of them decoded.
 
     Raises:
         BadInput: a request cannot be met.
     """
     watched = _Watched(transformer, see)
     pipeline = pipeline.with_transformer(watched)
+    clips = []
     with progress.stage(stage, len(requests)) as advance:
         for number, request in enumerate(requests):
             watched.clip = number
-            pipeline.sample(request)
+            clips.append(pipeline.sample(request))
             advance()
+    return clips
 
 
 class _Watched(Session):

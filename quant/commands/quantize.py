@@ -7,10 +7,8 @@ from pathlib import Path
 
 import click
 
-from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.commands.options import GATE, OUT, REPLACE, trial_options
-from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.quantize import check_sources, quantize_bundle
@@ -98,9 +96,7 @@ def quantize(
                 found = search(source, seen, chosen, wanted, recorded, trial.engine, base, progress)
                 chosen = found.recipe
         held = trial if gate else None
-        data = CalibrationData.load(trial.data)
-        decoder = DecoderTrial(trial.data, engine=trial.engine, size=size).within(data.usable(source.manifest.task))
-        result = quantize_bundle(source, seen, chosen, out, replace, base, held, recorded, decoder, progress)
+        result = quantize_bundle(source, seen, chosen, out, replace, base, held, recorded, trial.engine, progress)
     _report(source, result, chosen, wanted, found, explained, as_json)
 
 

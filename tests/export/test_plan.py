@@ -109,8 +109,12 @@ DEPTHS = [1, pytest.param(3, marks=pytest.mark.slow)]
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("engine", onnx_engines())
-def test_planned_memory_is_measured_memory(engine: str, depth: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_planned_memory_is_measured_memory(
+    engine: str, depth: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reduced transformer at many tokens, and the VAE at its real width, where its workings are."""
+    # Whether graphs are torch's is for the tests of the export to say; of this VAE it takes half a minute.
+    monkeypatch.setattr("reelquant.export.trace_bundle.check_parity", lambda *_, **__: {})
     work = tmp_path_factory.getbasetemp() / f"memory-{depth}"
     full = VARIANTS["cogvideox-5b-i2v"]
     small = full.reduced()

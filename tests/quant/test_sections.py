@@ -15,7 +15,6 @@ from reelquant.quant.calibration.calibrate import calibrate
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.decoder_bundle import DecoderTrial
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
 from reelquant.quant.sections import Section
@@ -84,7 +83,7 @@ def fp32(demo_bundle: BundleMaker) -> Bundle:
 
 @pytest.fixture(scope="module")
 def ranges(fp32: Bundle) -> Ranges:
-    return calibrate(fp32, CalibrationData.load("demo"), CalibrationPlan(prompts=1, steps=1))
+    return calibrate(fp32, CalibrationData.load("demo"), CalibrationPlan(prompts=2, steps=1))
 
 
 def test_a_text_encoder_is_stored_as_its_section_says(fp32: Bundle, ranges: Ranges, tmp_path: Path) -> None:
@@ -106,13 +105,12 @@ def test_a_decoder_that_loses_too_much(
 ) -> None:
     """Where it is for speed alone it stays as it was; where it is wanted in any case nothing is written."""
     monkeypatch.setattr(decoder_bundle, "LEAST_PSNR", 90.0)
-    trial = DecoderTrial("demo", prompts=1, steps=1)
     text = ONE_LAYER + 'vae_decoder={numerics="int8"'
-    made = quantize_bundle(fp32, ranges, Recipe.parse(text + ', when="faster"}'), tmp_path / "kept", decoder=trial)
+    made = quantize_bundle(fp32, ranges, Recipe.parse(text + ', when="faster"}'), tmp_path / "kept", engine="openvino")
     assert made.component_digest("vae_decoder") == fp32.component_digest("vae_decoder")
     assert not made.manifest.components["vae_decoder"].formats and made.verify() == len(made.manifest.files)
     with pytest.raises(AccuracyError, match="INT8 convolutions take the frames of .* and 90 dB is the limit"):
-        quantize_bundle(fp32, ranges, Recipe.parse(text + "}"), tmp_path / "refused", decoder=trial)
+        quantize_bundle(fp32, ranges, Recipe.parse(text + "}"), tmp_path / "refused", engine="openvino")
     assert not (tmp_path / "refused").exists()
 
 

@@ -27,7 +27,8 @@ def made() -> Ranges:
     samples = Samples(np.array([999, 499])[step], conditional == 1, prompt.astype(np.int64))
     low = {name: rng.normal(-2, 0.3, 12).astype(np.float32) for name in ("add_1", "gelu::low")}
     high = {name: rng.normal(1, 0.3, 12).astype(np.float32) for name in low}
-    return Ranges(PROVENANCE, samples, low, high, {"gelu::low": channels()}, {"add_1": np.arange(BINS)})
+    clips = tuple(rng.normal(0, 1, (3, 4, 2, 2)).astype(np.float32) for _ in range(3))
+    return Ranges(PROVENANCE, samples, low, high, {"gelu::low": channels()}, {"add_1": np.arange(BINS)}, clips)
 
 
 def channels() -> Channels:
@@ -49,6 +50,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     for one, two in ((ranges.low, again.low), (ranges.high, again.high)):
         assert {k: v.tolist() for k, v in one.items()} == {k: v.tolist() for k, v in two.items()}
     assert again.channels.keys() == {"gelu::low"} and again.histograms["add_1"].tolist() == list(range(BINS))
+    assert [clip.tolist() for clip in again.clips] == [clip.tolist() for clip in ranges.clips]
     for part in dataclasses.fields(Channels):
         one, two = (getattr(each.channels["gelu::low"], part.name) for each in (ranges, again))
         assert one.tolist() == two.tolist()
@@ -81,6 +83,7 @@ def test_the_digest_is_of_all_content_in_any_order() -> None:
     others = [
         dataclasses.replace(ranges, channels={"gelu::low": moved}),
         dataclasses.replace(ranges, channels={}),
+        dataclasses.replace(ranges, clips=ranges.clips[:2]),
         dataclasses.replace(ranges, histograms={"add_1": np.arange(BINS) + 1}),
         dataclasses.replace(ranges, low=bumped(ranges.low)),
         dataclasses.replace(ranges, high=bumped(ranges.high)),
@@ -126,7 +129,7 @@ def _cut(folder: Path) -> None:
         (lambda folder: (folder / "ranges.json").write_text("{"), "missing or damaged"),
         (lambda folder: (folder / "ranges.json").write_text("[]"), "missing or damaged"),
         (_cut, "missing or damaged"),
-        (_json(lambda facts: facts.update(version=1)), "version 1, and this reelquant reads 4"),
+        (_json(lambda facts: facts.update(version=1)), "version 1, and this reelquant reads 5"),
         (_json(lambda facts: facts.pop("digest")), "missing or damaged"),
         (_json(lambda facts: facts.update(provenance=3)), "missing or damaged"),
         (_json(lambda facts: facts["provenance"].update(seed=43)), "does not match its digest"),
@@ -148,6 +151,12 @@ def _cut(folder: Path) -> None:
         (_arrays(lambda arrays: arrays.update(other=np.ones(2))), "does not match its digest"),
         (_arrays(lambda arrays: arrays.update({"add_1::low": np.zeros(11, np.float32)})), "not float32 [12]"),
         (_arrays(lambda arrays: arrays.update({"add_1::low": np.zeros(12)})), "float64 [12], not float32"),
+        (_arrays(lambda arrays: arrays.pop("clip::1")), "missing or damaged"),
+        (_json(lambda facts: facts.update(clips=2)), "does not match its digest"),
+        (
+            _arrays(lambda arrays: arrays["clip::1"].__setitem__((0, 0, 0, 0), np.nan)),
+            "clip 1 is float32 [3, 4, 2, 2], not finite",
+        ),
         (_arrays(lambda arrays: arrays.update({"sample::timestep": np.zeros(12, np.int32)})), "not int64 [12]"),
     ],
 )
