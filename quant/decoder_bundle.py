@@ -37,7 +37,7 @@ from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
 
 DECODER, PASS, INT8 = VAE_DECODER, "quantize_convolutions", "int8"
-# Frames further than this from fp32's are refused, dB. The demo's are 48 dB away.
+# Frames further than this from fp32's are refused, dB. The demo's are 46 dB away.
 LEAST_PSNR = 35.0
 
 
