@@ -11,7 +11,7 @@ class Limits:
     run; the most that a scale may reach beyond the largest value seen; and the most relative L2 of a linear's output on the
     engine to the same on the reference engine.
 
-    About four times what the demo's good bundles show at most, so that a limit speaks of faults and not of taste. Engines
+    Two and a half to four and a half times what the demo's good bundles show at most (docs/numerics.md), so that a limit speaks of faults and not of taste. Engines
     differ where a value lies on a rounding boundary (INT8: 0.0004 at most with VNNI, 0.0007 on AVX2, and 0.03 where sums
     saturate) and where OpenVINO rounds to FP8 by way of fp16.
     """
