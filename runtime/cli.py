@@ -37,6 +37,11 @@ COMMANDS = {
         "export",
         "Compare a quantized bundle with its fp32 reference.",
     ),
+    "schedule": (
+        "reelquant.quant.commands.schedule:schedule",
+        "export",
+        "Find which steps of a clip can be forecast, within a budget.",
+    ),
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),

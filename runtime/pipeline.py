@@ -30,7 +30,7 @@ from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.provenance import clip_provenance, machinery
 from reelquant.runtime.request import Request, ResolvedRequest, resolve
 from reelquant.runtime.sampling.conditioning import condition
-from reelquant.runtime.sampling.denoiser import denoise
+from reelquant.runtime.sampling.denoiser import Conditioning, Work, denoise
 from reelquant.runtime.sampling.embeddings import EmbeddingCache
 from reelquant.runtime.sampling.latents import SUFFIX, SavedLatents
 from reelquant.runtime.sampling.networks import Networks
@@ -122,8 +122,9 @@ class Pipeline:
         resolved, monitor = self.resolve(request), Monitor(progress, on_step)
         with self._lock:
             self._networks.check_decoder(monitor)
-            latents = self._sample(resolved, monitor)
-            provenance = clip_provenance(resolved, self.bundle, self._machinery())
+            work = Work()
+            latents = self._sample(resolved, monitor, work)
+            provenance = clip_provenance(resolved, self.bundle, self._machinery(), work)
             saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
             if keep is not None:
                 saved.save(keep)
@@ -154,6 +155,20 @@ class Pipeline:
         with self._lock:
             return self._sample(resolved, monitor or Monitor())
 
+    def prepare(self, request: Request | ResolvedRequest | str, monitor: Monitor | None = None) -> Conditioning:
+        """Run text and image encoder; return all that the denoising of the clip starts from.
+
+        Raises:
+            BadInput: the request cannot be met.
+        """
+        resolved = self.resolve(request)
+        with self._lock:
+            return self._prepare(resolved, monitor or Monitor())
+
+    def transformer(self, monitor: Monitor | None = None) -> Session:
+        """The transformer, loaded: for those who go through the steps of a clip themselves."""
+        return self._networks.transformer(monitor or Monitor())
+
     def encode_prompt(
         self, prompt: str, negative: str = "", guided: bool = True, monitor: Monitor | None = None
     ) -> Floats:
@@ -177,16 +192,19 @@ class Pipeline:
         with self._lock:
             yield from self._chunks(latents, monitor or Monitor())
 
-    def _sample(self, resolved: ResolvedRequest, monitor: Monitor) -> Floats:
-        # Everything that can be refused is refused before the transformer is loaded.
+    def _prepare(self, resolved: ResolvedRequest, monitor: Monitor) -> Conditioning:
         request = resolved.request
         prompts = [request.negative_prompt, request.prompt] if resolved.guidance > 1 else [request.prompt]
         text = self._encode_text(prompts, monitor)
-        conditioning = condition(resolved, text, self.bundle, self._networks, monitor)
+        return condition(resolved, text, self.bundle, self._networks, monitor)
+
+    def _sample(self, resolved: ResolvedRequest, monitor: Monitor, work: Work | None = None) -> Floats:
+        # Everything that can be refused is refused before the transformer is loaded.
+        conditioning = self._prepare(resolved, monitor)
         self._networks.done_with("text_encoder", "vae_encoder")
         transformer = self._networks.transformer(monitor)
         with monitor.stage("denoise", len(conditioning.run.timesteps)) as advance:
-            latents = denoise(transformer, conditioning, advance)
+            latents = denoise(transformer, conditioning, advance, resolved.schedule, work)
         del transformer
         self._networks.done_with("transformer")
         return latents[-self.model.geometry.latent_frames(resolved.size) :]

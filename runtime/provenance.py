@@ -12,6 +12,7 @@ from reelquant.runtime.engines.engine import Engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.remake import pixels_digest
 from reelquant.runtime.request import ResolvedRequest
+from reelquant.runtime.sampling.denoiser import Work
 
 
 def machinery(engine: Engine, options: EngineOptions, tiled: bool) -> dict[str, Any]:
@@ -24,8 +25,10 @@ def machinery(engine: Engine, options: EngineOptions, tiled: bool) -> dict[str, 
     }
 
 
-def clip_provenance(resolved: ResolvedRequest, bundle: Bundle, made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a clip of ``bundle``; ``made_by`` is :func:`machinery`'s."""
+def clip_provenance(
+    resolved: ResolvedRequest, bundle: Bundle, made_by: Mapping[str, Any], work: Work
+) -> dict[str, Any]:
+    """Of a clip of ``bundle``; ``made_by`` is :func:`machinery`'s, ``work`` what its denoising took."""
     manifest, request = bundle.manifest, resolved.request
     made: dict[str, Any] = {
         "generator": "reelquant",
@@ -51,6 +54,17 @@ def clip_provenance(resolved: ResolvedRequest, bundle: Bundle, made_by: Mapping[
             made[name] = {"path": path, "sha256": pixels_digest(pixels)}
     if resolved.strength is not None:
         made["strength"] = resolved.strength
+    made["forwards"] = work.forwards
+    if resolved.schedule is not None:
+        schedule = resolved.schedule
+        made["schedule"] = {
+            "name": schedule.name,
+            "sha256": schedule.digest,
+            "of": 2 * schedule.steps,  # forwards of the whole sampling
+            "psnr": schedule.measured.get("psnr"),
+            "psnr_p5": schedule.measured.get("psnr_p5"),
+            "left_at_step": work.left_schedule,
+        }
     handed = ("latents", "image_noise", "step_noise")
     made["given"] = [name for name in handed if getattr(request, name) is not None]
     return made

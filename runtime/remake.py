@@ -34,6 +34,7 @@ _NEEDED: dict[str, tuple[type, ...]] = {
     "scheduler": (str, NoneType),
     "given": (list,),
 }
+_SCHEDULE: dict[str, tuple[type, ...]] = {"name": (str,), "sha256": (str,)}
 _SOURCE: dict[str, tuple[type, ...]] = {"path": (str, NoneType), "sha256": (str,)}
 
 
@@ -41,7 +42,8 @@ _SOURCE: dict[str, tuple[type, ...]] = {"path": (str, NoneType), "sha256": (str,
 class Remake:
     """A clip's own request and how its pipeline was opened; ``source`` is the digest of its image or video, if it has one.
 
-    ``decoded`` says with what its latents were decoded where that was another engine or in another way.
+    ``decoded`` says with what its latents were decoded where that was another engine or in another way; ``schedule`` is the digest
+    of its schedule, if it has one.
     """
 
     request: Request
@@ -51,6 +53,7 @@ class Remake:
     tiled: bool
     source: str | None
     decoded: Mapping[str, Any] | None
+    schedule: str | None = None
 
     def is_of(self, resolved: ResolvedRequest) -> bool:
         """Whether the image or video, at the clip's size, is the one that the clip was made from."""
@@ -65,7 +68,9 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
     """
     made = read_provenance(path)
     source = made.get("image") or made.get("video")
+    schedule = made.get("schedule")
     told = _holds(made, _NEEDED) and (source is None or _holds(source, _SOURCE))
+    told = told and (schedule is None or _holds(schedule, _SCHEDULE))
     if made.get("generator") != "reelquant" or not told:
         raise BadInput(
             f"{path} does not say how it was made; clips that reelquant generate writes do (.mp4, .gif, .png)"
@@ -92,6 +97,7 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
         scheduler=made["scheduler"],
         video=_path(made.get("video")),
         strength=made.get("strength"),
+        schedule=schedule["name"] if schedule else None,
     )
     return Remake(
         request,
@@ -101,6 +107,7 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
         made["tiled"],
         source["sha256"] if source else None,
         made.get("decoded"),
+        schedule["sha256"] if schedule else None,
     )
 
 

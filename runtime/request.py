@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from reelquant.runtime.media.video import Video, load_video
 from reelquant.runtime.models import model_of
 from reelquant.runtime.models.cogvideox.geometry import Geometry
 from reelquant.runtime.models.cogvideox.schedulers import Scheduler
+from reelquant.runtime.sampling.schedule import EXACT, Schedule, load_schedule
 from reelquant.runtime.sizes import Size
 
 Floats = NDArray[np.float32]
@@ -37,6 +39,9 @@ class Request:
     ``latents`` [latent_frames, channels, h, w], ``image_noise`` [1, channels, h, w] (for a video: [latent_frames, …]) and ``step_noise`` (one array like
     the latents for each step of a scheduler that adds noise) replace what the seed would draw, for those who compare
     with another implementation.
+
+    ``schedule`` is the name of one of the bundle's schedules, a file of one, or a :class:`reelquant.runtime.sampling.schedule.Schedule`:
+    fewer steps are computed. Without one, or with "exact", all are.
     """
 
     prompt: str
@@ -54,6 +59,7 @@ class Request:
     step_noise: tuple[Floats, ...] | None = field(default=None, repr=False)
     video: Video | None = None
     strength: float | None = None
+    schedule: str | os.PathLike[str] | Schedule | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,8 @@ class ResolvedRequest:
     """A request with every choice made and checked: all that a clip of one bundle depends on.
 
     The first ``skip`` of ``steps`` are left out, which of a video's is 1 - ``strength``. ``image`` uint8 [h, w, 3] and
-    ``video`` uint8 [frames, h, w, 3] have the clip's size. ``request`` is what was asked for.
+    ``video`` uint8 [frames, h, w, 3] have the clip's size. ``request`` is what was asked for. ``schedule_note`` says why the schedule
+    that was asked for does not hold for this clip, whose steps are then all computed.
     """
 
     request: Request
@@ -74,6 +81,8 @@ class ResolvedRequest:
     strength: float | None = None
     image: NDArray[np.uint8] | None = None
     video: NDArray[np.uint8] | None = None
+    schedule: Schedule | None = None
+    schedule_note: str | None = None
 
 
 def resolve(request: Request, bundle: Bundle) -> ResolvedRequest:
@@ -95,7 +104,23 @@ def resolve(request: Request, bundle: Bundle) -> ResolvedRequest:
     _check_noise(request, size, model.geometry, steps - skip if scheduler.adds_noise else 0)
     image = None if request.image is None else load_image(request.image, size.height, size.width)
     video = None if request.video is None else load_video(request.video, size.frames, size.height, size.width)
-    return ResolvedRequest(request, size, steps, guidance, seed, scheduler, skip, strength, image, video)
+    resolved = ResolvedRequest(request, size, steps, guidance, seed, scheduler, skip, strength, image, video)
+    return _scheduled(resolved, bundle)
+
+
+def _scheduled(resolved: ResolvedRequest, bundle: Bundle) -> ResolvedRequest:
+    """With the schedule that was asked for, or the reason why it does not hold."""
+    wanted = resolved.request.schedule
+    if wanted is None or wanted == EXACT:
+        return resolved
+    schedule = wanted if isinstance(wanted, Schedule) else load_schedule(wanted, bundle)
+    reason = schedule.mismatch(resolved, bundle)
+    if reason is None:
+        return replace(resolved, schedule=schedule)
+    return replace(
+        resolved,
+        schedule_note=f"schedule {schedule.name} does not hold for this clip: {reason}; every step is computed",
+    )
 
 
 def _size(request: Request, defaults: Defaults) -> Size:

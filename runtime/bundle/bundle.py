@@ -15,7 +15,7 @@ from reelquant.runtime.errors import BundleError
 from reelquant.runtime.files.atomic import partial_file
 
 TOKENIZER = "tokenizer.json"
-ENGINES = "engines"
+ENGINES, SCHEDULES = "engines", "schedules"
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,9 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """sha256 over the names and hashes of all files but engines: the same graphs and weights give the same digest."""
-        files = {n: entry for n, entry in self.manifest.files.items() if not n.startswith(f"{ENGINES}/")}
+        """sha256 over the names and hashes of all files but engines and schedules: the same graphs and weights give the same digest."""
+        apart = (f"{ENGINES}/", f"{SCHEDULES}/")
+        files = {name: entry for name, entry in self.manifest.files.items() if not name.startswith(apart)}
         lines = sorted(f"{name} {entry.sha256}\n" for name, entry in files.items())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 

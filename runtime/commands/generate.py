@@ -57,6 +57,11 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")
 @click.option(
     "--guidance", type=float, help="Guidance scale; 1 turns it off and halves the work [default: the bundle's]."
 )
+@click.option(
+    "--schedule",
+    metavar="NAME|FILE",
+    help='Compute fewer steps: a schedule of BUNDLE, or a file of one (.json) [default: "exact", all of them].',
+)
 @size_option("Size of the clip [default: the bundle's].")
 @click.option(
     "--scheduler", type=click.Choice(["ddim", "dpm"], case_sensitive=False), help="Sampler [default: the checkpoint's]."
@@ -81,6 +86,7 @@ def generate(
     seed: int | None,
     steps: int | None,
     guidance: float | None,
+    schedule: str | None,
     size: Size | None,
     scheduler: str | None,
     latents: Path | None,
@@ -112,7 +118,8 @@ def generate(
         click.echo(f"{note.precision} on this CPU, with {engine.name}: {note.text}", err=True)
     asked: dict[str, Any] = {
         "prompt": prompt, "image": image, "negative_prompt": negative_prompt, "seed": seed, "steps": steps,
-        "guidance": guidance, "scheduler": scheduler, "video": video, "strength": strength, **(asdict(size) if size else {}),
+        "guidance": guidance, "scheduler": scheduler, "video": video, "strength": strength,
+        "schedule": schedule, **(asdict(size) if size else {}),
     }  # fmt: skip
     request = replace(remake.request if remake else Request(""), **{k: v for k, v in asked.items() if v is not None})
     resolved = pipeline.resolve(request)  # what is refused is refused before anything is said or done
@@ -130,6 +137,12 @@ def generate(
             click.echo(f"{like} was made with {made}, and this is {here}: frames may differ", err=True)
         if remake.decoded:
             click.echo(f"{like} was decoded apart, with {json.dumps(remake.decoded)}: frames may differ", err=True)
+    if resolved.schedule_note and not quiet:
+        click.echo(resolved.schedule_note, err=True)
+    if remake and schedule is None and (resolved.schedule.digest if resolved.schedule else None) != remake.schedule:
+        raise BadInput(
+            f"{like} was made by another schedule of that name; give that one: --schedule FILE.json, or --schedule exact"
+        )
     unknown = pipeline.tokenizer.unknown_words(f"{request.prompt}\n{request.negative_prompt}")
     say_unknown(unknown, quiet or as_json)
     with Progress(shown(quiet)) as progress:
@@ -148,6 +161,9 @@ def generate(
                 "fps": clip.fps,
                 "width": columns,
                 "height": rows,
+                "forwards": clip.provenance["forwards"],
+                "schedule": clip.provenance.get("schedule"),
+                "schedule_note": resolved.schedule_note,
                 "steps": clip.provenance["steps"],
                 "seed": clip.provenance["seed"],
                 "engine": engine.name,

@@ -34,6 +34,21 @@ class Move(NamedTuple):
     noise: Noise
 
 
+class Toward(NamedTuple):
+    """A step to first order: ``rest`` is where it goes without clean latents, its noise in it; it keeps ``keep`` of the latents and
+    adds ``gain`` of the clean ones.
+    """
+
+    rest: Latents
+    keep: float
+    gain: float
+
+    def to(self, clean: Latents) -> Latents:
+        """The latents after it."""
+        moved: Latents = self.rest + np.float32(self.gain) * clean
+        return moved
+
+
 @dataclass(frozen=True)
 class Scheduler(ABC):
     """What both schedulers share; holds no state of a run, so one serves any number of them."""
@@ -157,21 +172,51 @@ class Run:
         Raises:
             ValueError: steps are not taken in order, or the shapes differ.
         """
-        if i != self._done or i >= len(self.timesteps):
-            raise ValueError(f"step {i} out of order: step {self._done} of {len(self.timesteps)} is next")
-        if model_output.shape != latents.shape:
-            raise ValueError(f"model output {model_output.shape} and latents {latents.shape} differ in shape")
+        self._check(i, model_output, latents)
         output, latents = np.asarray(model_output, np.float32), np.asarray(latents, np.float32)
-        levels = self._scheduler.levels
-        level, after = levels[self.timesteps[i]], int(self.timesteps[i]) - self._stride
+        level, target, last = self._levels(i)
         original = self._scheduler.original(output, latents, level)
-        if after >= 0:
-            target, before = levels[after], self._before
-        else:
-            # np.float32 as diffusers: beside a float32 table a float64 one would promote the arithmetic.
-            target, before = np.float32(1) if self._scheduler.config.set_alpha_to_one else levels[0], None
+        before = None if last else self._before
         self._before, self._done = (original, level), i + 1
         return self._scheduler.previous(Move(latents, original, level, target, before, self._noise))
+
+    def clean(self, i: int, model_output: Latents, latents: Latents) -> Latents:
+        """Return the clean latents that the model's float32 output stands for at step ``i``."""
+        return self._scheduler.original(model_output, latents, self._levels(i)[0])
+
+    def toward(self, i: int, latents: Latents) -> Toward:
+        """Begin step ``i`` towards clean latents that are still to be said, to first order: whoever forecasts them takes earlier
+        ones into account.
+
+        Raises:
+            ValueError: as :meth:`step`.
+        """
+        self._check(i, latents, latents)
+        level, target, _ = self._levels(i)
+        self._before, self._done = None, i + 1
+
+        def moved(latents: Latents, clean: Latents, noise: Noise) -> Latents:
+            return self._scheduler.previous(Move(latents, clean, level, target, None, noise))
+
+        one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
+        keep, gain = (moved(*pair, lambda _: none) for pair in ((one, none), (none, one)))
+        rest = moved(latents, np.zeros_like(latents), self._noise)
+        return Toward(rest, float(keep[0]), float(gain[0]))
+
+    def _check(self, i: int, given: NDArray[Any], latents: NDArray[Any]) -> None:
+        if i != self._done or i >= len(self.timesteps):
+            raise ValueError(f"step {i} out of order: step {self._done} of {len(self.timesteps)} is next")
+        if given.shape != latents.shape:
+            raise ValueError(f"model output {given.shape} and latents {latents.shape} differ in shape")
+
+    def _levels(self, i: int) -> tuple[Level, Level, bool]:
+        """The levels before and after step ``i``, and whether it is the last."""
+        levels = self._scheduler.levels
+        level, after = levels[self.timesteps[i]], int(self.timesteps[i]) - self._stride
+        if after >= 0:
+            return level, levels[after], False
+        # np.float32 as diffusers: beside a float32 table a float64 one would promote the arithmetic.
+        return level, np.float32(1) if self._scheduler.config.set_alpha_to_one else levels[0], True
 
 
 CLASSES: dict[str, type[Scheduler]] = {"CogVideoXDDIMScheduler": DDIM, "CogVideoXDPMScheduler": DPM}

@@ -1,0 +1,110 @@
+"""Coefficients of a schedule's forecasts, by least squares on the states that the schedule itself comes to.
+
+Step by step all clips are sampled as the schedule says. At each step the coefficients are those that take the clips nearest to where
+their whole sampling was after it: so they also mend what earlier forecasts missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.quant.schedule.trajectories import Floats, Trajectory, flat
+from reelquant.runtime.models.cogvideox.schedulers import Run
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.sampling.denoiser import Denoiser
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss
+
+RIDGE = 1e-5  # of each array's own energy
+MARGIN = 1.5  # by how much more than the worst of the fitted clips a check may miss
+
+
+@dataclass(frozen=True)
+class Fit:
+    """As the fields of :class:`reelquant.runtime.sampling.schedule.Schedule`; ``latents`` are what the clips came to."""
+
+    coefficients: tuple[tuple[float, ...], ...]
+    checks: tuple[tuple[float, ...], ...]
+    bounds: tuple[float, ...]
+    latents: tuple[Floats, ...]
+
+
+@dataclass
+class _Clip:
+    trajectory: Trajectory
+    denoiser: Denoiser
+    run: Run
+    seen: Forecaster
+    latents: Floats
+
+    def compute(self, i: int, kind: str) -> Floats:
+        """What step ``i`` computes, guided where it is of both halves."""
+        timestep = int(self.run.timesteps[i])
+        if kind == CONDITIONAL:
+            conditional = self.run.clean(i, self.denoiser.conditional(self.latents, timestep), self.latents)
+            self.seen.see(conditional, None)
+            return conditional
+        velocity = self.denoiser.velocity(self.latents, timestep)
+        conditional, other = (self.run.clean(i, velocity[row], self.latents) for row in (1, 0))
+        scale = self.trajectory.conditioning.guidance(timestep)
+        difference = np.float32(scale - 1) * (conditional - other)
+        self.seen.see(conditional, difference)
+        return conditional + difference
+
+
+def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, order: int) -> Fit:
+    """Sample the clips as ``kinds`` says, and find what each step's forecast is put together from."""
+    clips = [
+        _Clip(each, each.denoiser(pipeline), each.run(), Forecaster(order), each.conditioning.latents)
+        for each in trajectories
+    ]
+    coefficients, checks, bounds = [], [], []
+    for i, kind in enumerate(kinds):
+        check: tuple[float, ...] = ()
+        bound = 0.0
+        if kind != NOTHING:
+            before = [clip.seen.arrays(clip.latents) for clip in clips]
+            found = [clip.compute(i, kind) for clip in clips]
+            if kind == BOTH and len(before[0]) > 1:
+                check = _solved(before, found)
+                forecasts = [_sum(check, arrays) for arrays in before]
+                bound = MARGIN * max(miss(*pair) for pair in zip(found, forecasts, strict=True))
+        checks.append(check)
+        bounds.append(bound)
+        moves = [clip.run.toward(i, clip.latents) for clip in clips]
+        wanted = [
+            (clip.trajectory.states[i + 1] - move.rest) / move.gain for clip, move in zip(clips, moves, strict=True)
+        ]
+        coefficients.append(_solved([clip.seen.arrays(clip.latents) for clip in clips], wanted))
+        for clip, move in zip(clips, moves, strict=True):
+            clip.latents = move.to(clip.seen.clean(coefficients[-1], clip.latents))
+    return Fit(tuple(coefficients), tuple(checks), tuple(bounds), tuple(clip.latents for clip in clips))
+
+
+def _solved(arrays: Sequence[Sequence[Floats]], wanted: Sequence[Floats]) -> tuple[float, ...]:
+    """What of each array makes the wanted ones of all clips, in least squares; ridge regression towards the newest."""
+    count = len(arrays[0])
+    gram, products = np.zeros((count, count)), np.zeros(count)
+    for clip, target in zip(arrays, wanted, strict=True):
+        matrix = np.stack(list(flat(clip)))
+        gram += matrix @ matrix.T
+        products += matrix @ np.asarray(target, np.float64).reshape(-1)
+    # Of conditional predictions and of differences the newest alone, which comes first; nothing of the latents.
+    prior = np.zeros(count)
+    prior[0] = 1.0
+    if count > 2:
+        prior[(count - 1) // 2] = 1.0
+    energy = np.diag(gram)
+    ridge = np.diag(RIDGE * energy + 1e-9 * energy.max())
+    solved: NDArray[np.float64] = prior + np.linalg.solve(gram + ridge, products - gram @ prior)
+    return tuple(map(float, solved))
+
+
+def _sum(coefficients: Sequence[float], arrays: Sequence[Floats]) -> Floats:
+    made = np.zeros_like(arrays[0])
+    for coefficient, array in zip(coefficients, arrays, strict=True):
+        made += np.float32(coefficient) * array
+    return made
