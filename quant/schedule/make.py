@@ -98,9 +98,8 @@ def make_schedule(
     bundle.check_hashes()
     pipeline = Pipeline(bundle, EngineOptions(plan.engine))
     steps = plan.steps or bundle.manifest.defaults.steps
-    choices = {"guidance": plan.guidance, "scheduler": plan.scheduler}
     requests = [
-        replace(request, **choices)
+        replace(request, guidance=plan.guidance, scheduler=plan.scheduler)
         for request in [
             *data.requests(task, plan.prompts, plan.seed, steps),
             *data.last(plan.held_out, task).requests(task, plan.held_out, plan.seed + plan.prompts, steps),

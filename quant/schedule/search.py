@@ -76,7 +76,7 @@ def best_kinds(costs: Costs, computed: int) -> str:
 def _gram(trajectory: Trajectory) -> Costs:
     """Inner products of the guided clean latents of all steps and the states before them, [2T, 2T]."""
     guided = (c + d for c, d in zip(trajectory.conditional, trajectory.difference, strict=True))
-    matrix = np.stack([*flat(list(guided)), *flat(trajectory.states[:-1])])
+    matrix = np.stack([*flat(guided), *flat(trajectory.states[:-1])])
     return np.asarray(matrix @ matrix.T)
 
 

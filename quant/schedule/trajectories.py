@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,7 +34,8 @@ class Trajectory:
 
     @property
     def final(self) -> Floats:
-        return self.states[-1]
+        last: Floats = self.states[-1]
+        return last
 
     def run(self) -> Run:
         """The same way once more, with the same noise."""
@@ -99,7 +100,7 @@ def _recorded(pipeline: Pipeline, request: Request, folder: Path) -> Trajectory:
     return made
 
 
-def flat(arrays: Sequence[Floats]) -> Iterator[NDArray[np.float64]]:
+def flat(arrays: Iterable[Floats]) -> Iterator[NDArray[np.float64]]:
     """Each as one float64 vector."""
     for array in arrays:
         yield np.asarray(array, np.float64).reshape(-1)

@@ -75,10 +75,11 @@ class Denoiser:
         An engine that was built for two rows at once computes both all the same.
         """
         if self._rows == self._session.batch:  # as it was built
-            return self._run(self._bound[-1], self._rows, latents, timestep)[-1]
+            both = self._run(self._bound[-1], self._rows, latents, timestep)
+            return np.asarray(both[-1])
         if self._conditional is None:
             self._conditional = self._put(len(self._constants["text"]) - 1, 1)
-        return self._run(self._conditional, 1, latents, timestep)[-1]
+        return np.asarray(self._run(self._conditional, 1, latents, timestep)[-1])
 
     def _put(self, first: int, rows: int) -> Values:
         constants = self._constants.items()

@@ -18,6 +18,7 @@ from reelquant.runtime.media.images import load_image
 from reelquant.runtime.media.video import read_clip
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.provenance import clip_provenance
+from reelquant.runtime.sampling.denoiser import Work
 from reelquant.runtime.sampling.embeddings import EmbeddingCache
 from reelquant.runtime.sampling.latents import SavedLatents
 from tests.command_line import refused
@@ -143,7 +144,7 @@ def test_numbers_of_numpy_are_numbers(t2v: Pipeline, tmp_path: Path) -> None:
     request = Request(PROMPT, seed=np.int64(3), steps=np.int32(2), frames=np.int16(9), guidance=np.float32(2))  # type: ignore[arg-type]
     t2v.generate(request).save(tmp_path / "clip.mp4")
     video = replace(request, video=np.zeros((9, 32, 32, 3), np.uint8), strength=np.float32(0.5))  # type: ignore[arg-type]
-    assert json.dumps(clip_provenance(t2v.resolve(video), t2v.bundle, {}))
+    assert json.dumps(clip_provenance(t2v.resolve(video), t2v.bundle, {}, Work()))
 
 
 def test_what_the_pipeline_itself_is_given(tiny_bundle: TinyBundleMaker, t2v: Pipeline, tmp_path: Path) -> None:
