@@ -116,7 +116,7 @@ class Schedule:
                 }
             )
             made._check()
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, BadInput) as error:
             raise BundleError(f"schedule {where} is damaged ({error}); make it again: reelquant schedule") from error
         return made
 
