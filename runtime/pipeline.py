@@ -1,7 +1,7 @@
 """Bundle → clip: ``load_pipeline(path).generate("a red circle moves left …")``.
 
 The way of a request: :func:`~reelquant.runtime.request.resolve` → :func:`~reelquant.runtime.sampling.text.encode_text` →
-:func:`~reelquant.runtime.sampling.conditioning.condition` → :func:`~reelquant.runtime.sampling.denoiser.denoise` →
+:func:`~reelquant.runtime.sampling.conditioning.condition` → :func:`~reelquant.runtime.sampling.denoise.denoise` →
 :class:`~reelquant.runtime.models.cogvideox.vae.VaeDecoder` → :class:`~reelquant.runtime.media.video.Clip`; each hands one value on.
 """
 
@@ -30,10 +30,12 @@ from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.provenance import clip_provenance, machinery
 from reelquant.runtime.request import Request, ResolvedRequest, resolve
 from reelquant.runtime.sampling.conditioning import condition
-from reelquant.runtime.sampling.denoiser import Conditioning, Work, denoise
+from reelquant.runtime.sampling.denoise import denoise
+from reelquant.runtime.sampling.denoiser import Conditioning
 from reelquant.runtime.sampling.embeddings import EmbeddingCache
 from reelquant.runtime.sampling.latents import SUFFIX, SavedLatents
 from reelquant.runtime.sampling.networks import Networks
+from reelquant.runtime.sampling.stepper import Work
 from reelquant.runtime.sampling.text import encode_text
 from reelquant.runtime.sampling.tokenizer import Tokenizer
 

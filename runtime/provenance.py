@@ -12,7 +12,7 @@ from reelquant.runtime.engines.engine import Engine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.remake import pixels_digest
 from reelquant.runtime.request import ResolvedRequest
-from reelquant.runtime.sampling.denoiser import Work
+from reelquant.runtime.sampling.stepper import Work
 
 
 def machinery(engine: Engine, options: EngineOptions, tiled: bool) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def clip_provenance(
             "of": 2 * schedule.steps,  # forwards of the whole sampling
             "psnr": schedule.measured.get("psnr"),
             "psnr_p5": schedule.measured.get("psnr_p5"),
-            "left_at_step": work.left_schedule,
+            "repaired": work.repaired,
         }
     handed = ("latents", "image_noise", "step_noise")
     made["given"] = [name for name in handed if getattr(request, name) is not None]

@@ -21,8 +21,9 @@ from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.files.atomic import check_free, scratch_folder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
-from reelquant.runtime.sampling.denoiser import Work, denoise
+from reelquant.runtime.sampling.denoise import denoise
 from reelquant.runtime.sampling.schedule import Schedule, scheduler_facts
+from reelquant.runtime.sampling.stepper import Work
 
 _FORM = re.compile(r"\s*(psnr|rel_l2|forwards)\s*(<=|>=)\s*([0-9]+(?:\.[0-9]*)?(?:e-?[0-9]+)?)\s*")
 _SENSE = {"psnr": ">=", "rel_l2": "<=", "forwards": "<="}
@@ -179,7 +180,7 @@ def fitted(
 
 def _measured(pipeline: Pipeline, made: Schedule, unseen: Sequence[Trajectory], whole: Sequence[Any]) -> Schedule:
     """The schedule with what it comes to on clips that it was not fitted on."""
-    psnrs, errors, forwards, left = [], [], [], 0
+    psnrs, errors, forwards, repaired = [], [], [], 0
     for each, frames in zip(unseen, whole, strict=True):
         work = Work()
         conditioning = replace(each.conditioning, run=each.run())
@@ -188,7 +189,7 @@ def _measured(pipeline: Pipeline, made: Schedule, unseen: Sequence[Trajectory], 
         psnrs.append(_psnr(found, frames))
         errors.append(float(np.linalg.norm(latents - each.final) / np.linalg.norm(each.final)))
         forwards.append(work.forwards / (2 * made.steps))
-        left += work.left_schedule is not None
+        repaired += work.repaired
     measured = {
         "psnr": round(float(np.mean(psnrs)), 2),
         "psnr_p5": round(float(np.percentile(psnrs, 5)), 2),
@@ -196,7 +197,7 @@ def _measured(pipeline: Pipeline, made: Schedule, unseen: Sequence[Trajectory], 
         "rel_l2": float(np.mean(errors)),
         "forwards": float(np.mean(forwards)),
         "clips": len(psnrs),
-        "left": left,
+        "repaired": repaired,
     }
     return replace(made, measured=measured)
 

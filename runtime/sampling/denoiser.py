@@ -9,10 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.engines.session import Array, Session, Values
-from reelquant.runtime.errors import AccuracyError
-from reelquant.runtime.models.cogvideox.guidance import combine
 from reelquant.runtime.models.cogvideox.schedulers import Run
-from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, Forecaster, Schedule, miss
 
 Floats = NDArray[np.float32]
 _BATCHED = ("text", "image_latents")  # of what is bound, the inputs with a row for each half of guidance
@@ -91,78 +88,3 @@ class Denoiser:
             "timestep": np.full(rows, timestep, np.int64),
         }
         return self._session.run({**bound, **changing})["velocity"].astype(np.float32, copy=False)
-
-
-@dataclass
-class Work:
-    """What the denoising of a clip took: ``forwards`` rows of steps, and from which step on a schedule was given up, if it was."""
-
-    forwards: int = 0
-    left_schedule: int | None = None
-
-
-def denoise(
-    transformer: Session,
-    conditioning: Conditioning,
-    advance: Callable[[], None] = lambda: None,
-    schedule: Schedule | None = None,
-    work: Work | None = None,
-) -> Floats:
-    """Return the latents [latent_frames, channels, h, w] after all of the run's steps.
-
-    With a ``schedule``, which must hold for the clip, only some steps are computed. ``work`` is told what was done.
-
-    Raises:
-        AccuracyError: the latents stopped being finite; the message names the step.
-    """
-    work = work or Work()
-    denoiser = Denoiser(transformer, conditioning.text, conditioning.image_latents, conditioning.fixed)
-    follower = Follower(schedule, denoiser, conditioning, work) if schedule else None
-    run, latents = conditioning.run, conditioning.latents
-    steps = len(run.timesteps)
-    for i, timestep in enumerate(run.timesteps):
-        if follower and work.left_schedule is None:
-            latents = follower.step(i, latents)
-        else:
-            velocity = denoiser.velocity(latents, int(timestep))
-            work.forwards += len(velocity)
-            guided = velocity[0]
-            if len(velocity) == 2:
-                guided = combine(velocity[0], velocity[1], conditioning.guidance(int(timestep)))
-            latents = run.step(i, guided, latents)
-        if not np.isfinite(latents).all():
-            raise AccuracyError(
-                f"the latents are not finite after step {i + 1} of {steps}: this precision overflows on this prompt; "
-                "try another precision or engine, and report the bundle's manifest"
-            )
-        advance()
-    return latents
-
-
-class Follower:
-    """Takes the steps of a clip as a schedule says, and gives it up where it sees that the forecasts miss."""
-
-    def __init__(self, schedule: Schedule, denoiser: Denoiser, conditioning: Conditioning, work: Work) -> None:
-        self._schedule, self._denoiser, self._conditioning, self._work = schedule, denoiser, conditioning, work
-        self._forecaster = Forecaster(schedule.order)
-
-    def step(self, i: int, latents: Floats) -> Floats:
-        """The latents after step ``i``."""
-        schedule, run, seen = self._schedule, self._conditioning.run, self._forecaster
-        timestep, kind = int(run.timesteps[i]), schedule.kinds[i]
-        if kind == BOTH:
-            expected = seen.clean(schedule.checks[i], latents) if schedule.checks[i] else None
-            velocity = self._denoiser.velocity(latents, timestep)
-            self._work.forwards += 2
-            conditional, other = (run.clean(i, velocity[row], latents) for row in (1, 0))
-            difference = np.float32(self._conditioning.guidance(timestep) - 1) * (conditional - other)
-            seen.see(conditional, difference)
-            if expected is not None and miss(conditional + difference, expected) > schedule.bounds[i]:
-                self._work.left_schedule = i
-                guided = combine(velocity[0], velocity[1], self._conditioning.guidance(timestep))
-                return run.step(i, guided, latents)
-        elif kind == CONDITIONAL:
-            velocity = self._denoiser.conditional(latents, timestep)
-            self._work.forwards += 1
-            seen.see(run.clean(i, velocity, latents), None)
-        return run.toward(i, latents).to(seen.clean(schedule.coefficients[i], latents))

@@ -18,9 +18,9 @@ from reelquant.runtime.media.images import load_image
 from reelquant.runtime.media.video import read_clip
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.provenance import clip_provenance
-from reelquant.runtime.sampling.denoiser import Work
 from reelquant.runtime.sampling.embeddings import EmbeddingCache
 from reelquant.runtime.sampling.latents import SavedLatents
+from reelquant.runtime.sampling.stepper import Work
 from tests.command_line import refused
 from tests.conftest import TinyBundleMaker
 from tests.runtime.pictures import picture

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -161,7 +161,8 @@ class Run:
 
     def __init__(self, scheduler: Scheduler, timesteps: NDArray[np.int64], steps: int, noise: Noise) -> None:
         self.timesteps = timesteps
-        self._scheduler, self._noise = scheduler, noise
+        self._scheduler, self._source = scheduler, noise
+        self._drawn: dict[int, Latents] | None = None  # since the last mark
         self._stride = scheduler.config.num_train_timesteps // steps
         self._done = 0
         self._before: tuple[Latents, Level] | None = None
@@ -178,7 +179,7 @@ class Run:
         original = self._scheduler.original(output, latents, level)
         before = None if last else self._before
         self._before, self._done = (original, level), i + 1
-        return self._scheduler.previous(Move(latents, original, level, target, before, self._noise))
+        return self._scheduler.previous(Move(latents, original, level, target, before, partial(self._noise, i)))
 
     def clean(self, i: int, model_output: Latents, latents: Latents) -> Latents:
         """Return the clean latents that the model's float32 output stands for at step ``i``."""
@@ -200,8 +201,23 @@ class Run:
 
         one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
         keep, gain = (moved(*pair, lambda _: none) for pair in ((one, none), (none, one)))
-        rest = moved(latents, np.zeros_like(latents), self._noise)
+        rest = moved(latents, np.zeros_like(latents), partial(self._noise, i))
         return Toward(rest, float(keep[0]), float(gain[0]))
+
+    def mark(self) -> None:
+        """Remember the noise of the steps from here on, for :meth:`rewind`."""
+        self._drawn = {}
+
+    def rewind(self, i: int) -> None:
+        """Take step ``i``, not before the last mark, and those after it again, to first order at first and with the same noise."""
+        self._done, self._before = i, None
+
+    def _noise(self, i: int, shape: tuple[int, ...]) -> Latents:
+        if self._drawn is None:
+            return self._source(shape)
+        if i not in self._drawn:
+            self._drawn[i] = self._source(shape)
+        return self._drawn[i]
 
     def _check(self, i: int, given: NDArray[Any], latents: NDArray[Any]) -> None:
         if i != self._done or i >= len(self.timesteps):

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from reelquant.runtime.engines.session import Array, Feeds, Session, Values
 from reelquant.runtime.errors import AccuracyError
 from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config
-from reelquant.runtime.sampling.denoiser import Conditioning, Denoiser, denoise
+from reelquant.runtime.sampling.denoise import denoise
+from reelquant.runtime.sampling.denoiser import Conditioning, Denoiser
 
 RNG = np.random.default_rng(0)
 SHAPE = (3, 4, 2, 2)

@@ -124,7 +124,7 @@ def test_a_bundles_own_schedule(bundle: Bundle, tmp_path: Path) -> None:
     clip = pipeline.generate(replace(REQUEST, schedule="held"))
     assert clip.provenance["forwards"] == 3
     told = clip.provenance["schedule"]
-    assert (told["name"], told["of"], told["psnr"], told["left_at_step"]) == ("held", 8, 40.0, None)
+    assert (told["name"], told["of"], told["psnr"], told["repaired"]) == ("held", 8, 40.0, 0)
     again = pipeline.generate(replace(REQUEST, schedule=tmp_path / SCHEDULES / "held.json"))
     assert again.frames.tobytes() == clip.frames.tobytes()
     assert pipeline.generate(replace(REQUEST, schedule="exact")).provenance["forwards"] == 8
@@ -133,14 +133,24 @@ def test_a_bundles_own_schedule(bundle: Bundle, tmp_path: Path) -> None:
         load_schedule("held", has)
 
 
-def test_a_forecast_that_misses_ends_the_schedule(bundle: Bundle) -> None:
-    """From that step on every step is computed."""
-    schedule = made(bundle, "b-b-")
-    tight = replace(schedule, bounds=(0.0, 0.0, 1e-9, 0.0))
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+def test_a_forecast_that_misses_is_mended(scheduler: str, bundle: Bundle) -> None:
+    """What was forecast is computed after all, with the same noise; the schedule goes on from there."""
+    asked = replace(REQUEST, scheduler=scheduler, steps=6)
+    facts = scheduler_facts(resolve(asked, bundle))
+    schedule = replace(made(bundle, "b--b--", order=1), scheduler=facts)
+    tight = replace(schedule, bounds=(0.0, 0.0, 0.0, 1e-9, 0.0, 0.0))
+    mended = replace(made(bundle, "bbbb--", order=1), scheduler=facts)
     pipeline = Pipeline(bundle, EngineOptions("onnxruntime"))
-    kept, left = (pipeline.generate(replace(REQUEST, schedule=each)).provenance for each in (schedule, tight))
-    assert (kept["forwards"], kept["schedule"]["left_at_step"]) == (4, None)
-    assert (left["forwards"], left["schedule"]["left_at_step"]) == (6, 2)
+    kept, found = (pipeline.generate(replace(asked, schedule=each)).provenance for each in (schedule, tight))
+    assert (kept["forwards"], kept["schedule"]["repaired"]) == (4, 0)
+    # The two steps, and the one that was held against its forecast once more.
+    assert (found["forwards"], found["schedule"]["repaired"]) == (4 + 2 * 3, 1)
+    if scheduler == "ddim":  # of DPM computed steps are of the second order
+        one, other = (pipeline.sample(replace(asked, schedule=each)) for each in (tight, mended))
+        assert np.linalg.norm(one - other) / np.linalg.norm(other) < 1e-5
+    again = pipeline.sample(replace(asked, schedule=tight))
+    np.testing.assert_array_equal(again, pipeline.sample(replace(asked, schedule=tight)))
 
 
 def test_all_steps_computed_and_held_is_the_sampling_itself(bundle: Bundle) -> None:

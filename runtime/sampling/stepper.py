@@ -1,0 +1,52 @@
+"""The steps of a clip, each computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.runtime.models.cogvideox.guidance import combine
+from reelquant.runtime.sampling.denoiser import Conditioning, Denoiser
+
+Floats = NDArray[np.float32]
+
+
+@dataclass
+class Work:
+    """What the denoising of a clip took: ``forwards`` rows of steps, and how many stretches of a schedule were ``repaired``."""
+
+    forwards: int = 0
+    repaired: int = 0
+
+
+class Stepper:
+    """Takes the steps of a clip, each computed."""
+
+    def __init__(self, denoiser: Denoiser, conditioning: Conditioning, work: Work) -> None:
+        self.denoiser, self.run, self.work = denoiser, conditioning.run, work
+        self._guidance = conditioning.guidance
+
+    def step(self, i: int, latents: Floats) -> Floats:
+        """The latents after step ``i``."""
+        return self.run.step(i, self.guided(i, self.velocity(i, latents)), latents)
+
+    def velocity(self, i: int, latents: Floats) -> Floats:
+        """As :meth:`Denoiser.velocity`."""
+        velocity = self.denoiser.velocity(latents, int(self.run.timesteps[i]))
+        self.work.forwards += len(velocity)
+        return velocity
+
+    def conditional(self, i: int, latents: Floats) -> Floats:
+        """As :meth:`Denoiser.conditional`."""
+        self.work.forwards += 1
+        return self.denoiser.conditional(latents, int(self.run.timesteps[i]))
+
+    def scale(self, i: int) -> float:
+        """Of guidance at step ``i``."""
+        return self._guidance(int(self.run.timesteps[i]))
+
+    def guided(self, i: int, velocity: Floats) -> Floats:
+        """The two halves together, or the one there is."""
+        return velocity[0] if len(velocity) == 1 else combine(velocity[0], velocity[1], self.scale(i))
