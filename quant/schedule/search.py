@@ -1,8 +1,8 @@
 """Which steps to compute, from recorded clips alone: no network runs.
 
-The forecast of every step from any two before it is fitted on the recorded clips (teacher forcing), and what the forecasts between two
-computed steps do to the state at the second is their error, as the sampler adds them up. The worst clip counts: one that goes another
-way early is lost. A dynamic programme over the last two computed steps finds those with the least sum.
+What the latents come to where steps p and q are computed and none after q is put together as the fit will do it (:mod:`reelquant.quant.schedule.fit`),
+but from recorded clips: linear in what was recorded, so that inner products are all that is needed. The worst clip counts: one that
+goes another way early is lost. A dynamic programme over the last two computed steps finds those whose errors have the least sum.
 """
 
 from __future__ import annotations
@@ -20,29 +20,31 @@ _RIDGE = 1e-6
 
 
 def stretch_costs(trajectories: Sequence[Trajectory]) -> Costs:
-    """[T + 1, T, T + 1]: what it costs to compute steps p and q and then nothing before r, relative to the final latents' norm;
-    p of -1 (the last row) is none.
+    """[T + 1, T, T + 1]: how far the latents before step r are from the recorded ones where steps p and q are computed and none between
+    q and r, of the worst clip, relative to the norm of its final latents; p of -1 (the last row) is none.
     """
     grams = np.stack([_gram(each) for each in trajectories])
     norms = np.array([np.linalg.norm(each.final.astype(np.float64)) for each in trajectories])
-    keep, gain = _moves(trajectories[0])
-    pooled, steps = grams.sum(0), len(keep)
-    ridge = _RIDGE * np.trace(pooled[:steps, :steps]) / steps
+    moves = _moves(trajectories[0])
+    pooled, steps, size = grams.sum(0), len(moves), grams.shape[1]
+    unit, noisy = np.eye(size), size > 2 * steps + 1
     costs = np.full((steps + 1, steps, steps + 1), np.inf)
     for q in range(steps):
         for p in range(-1, q):
             if (p < 0) != (q == 0):
                 continue
-            error = np.zeros(2 * steps)
-            costs[p, q, q + 1] = 0.0
-            for i in range(q + 1, steps):
-                sources = [q, steps + i] if p < 0 else [p, q, steps + i]
-                solved = np.linalg.solve(
-                    pooled[np.ix_(sources, sources)] + ridge * np.eye(len(sources)), pooled[sources, i]
-                )
-                error *= keep[i]
-                error[i] += gain[i]
-                error[sources] -= gain[i] * solved
+            latents = unit[steps + q]
+            for i in range(q, steps):
+                keep, gain, spread = moves[i]
+                rest = keep * latents + (spread * unit[2 * steps + 1 + i] if noisy else 0.0)
+                sources = np.stack([unit[q], latents] if p < 0 else [unit[p], unit[q], latents])
+                products = sources @ pooled
+                inner = products @ sources.T
+                ridge = _RIDGE * np.diag(np.diag(inner)) + 1e-12 * np.trace(inner) * np.eye(len(sources))
+                wanted = unit[steps + i + 1]
+                solved = np.linalg.solve(inner + ridge, products @ (wanted - rest) / gain)
+                latents = rest + gain * (solved @ sources)
+                error = wanted - latents
                 squares = np.einsum("k,ckl,l->c", error, grams, error, optimize=True)
                 costs[p, q, i + 1] = np.sqrt(np.maximum(squares, 0.0) / norms**2).max()
     return costs
@@ -74,17 +76,14 @@ def best_kinds(costs: Costs, computed: int) -> str:
 
 
 def _gram(trajectory: Trajectory) -> Costs:
-    """Inner products of the guided clean latents of all steps and the states before them, [2T, 2T]."""
+    """Inner products of what was recorded: guided clean latents of all T steps, T + 1 states, and the noise of each step, if any."""
     guided = (c + d for c, d in zip(trajectory.conditional, trajectory.difference, strict=True))
-    matrix = np.stack([*flat(guided), *flat(trajectory.states[:-1])])
+    matrix = np.stack([*flat(guided), *flat(trajectory.states), *flat(trajectory.noise)])
     return np.asarray(matrix @ matrix.T)
 
 
-def _moves(trajectory: Trajectory) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """What a step keeps of the latents, and what it adds of the clean ones."""
-    run, keep, gain = trajectory.run(), [], []
-    for i in range(len(run.timesteps)):
-        move = run.toward(i, np.ones_like(trajectory.final))
-        gain.append(move.gain)
-        keep.append(move.keep)
-    return np.array(keep), np.array(gain)
+def _moves(trajectory: Trajectory) -> list[tuple[float, float, float]]:
+    """Of each step what it keeps of the latents, and what it adds of the clean ones and of noise."""
+    run = trajectory.run()
+    moves = (run.toward(i, trajectory.final) for i in range(len(run.timesteps)))
+    return [(move.keep, move.gain, move.spread) for move in moves]

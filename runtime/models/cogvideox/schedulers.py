@@ -36,12 +36,13 @@ class Move(NamedTuple):
 
 class Toward(NamedTuple):
     """A step to first order: ``rest`` is where it goes without clean latents, its noise in it; it keeps ``keep`` of the latents and
-    adds ``gain`` of the clean ones.
+    adds ``gain`` of the clean ones and ``spread`` of noise.
     """
 
     rest: Latents
     keep: float
     gain: float
+    spread: float
 
     def to(self, clean: Latents) -> Latents:
         """The latents after it."""
@@ -201,8 +202,9 @@ class Run:
 
         one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
         keep, gain = (moved(*pair, lambda _: none) for pair in ((one, none), (none, one)))
+        spread = moved(none, none, lambda _: one)
         rest = moved(latents, np.zeros_like(latents), partial(self._noise, i))
-        return Toward(rest, float(keep[0]), float(gain[0]))
+        return Toward(rest, float(keep[0]), float(gain[0]), float(spread[0]))
 
     def mark(self) -> None:
         """Remember the noise of the steps from here on, for :meth:`rewind`."""
