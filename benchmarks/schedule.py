@@ -23,7 +23,7 @@ from demo.fidelity import Task, psnr, tasks
 from demo.reader import score
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.schedule.make import SchedulePlan, fitted
-from reelquant.quant.schedule.search import best_kinds, stretch_costs
+from reelquant.quant.schedule.search import Costs, best_kinds, pruned
 from reelquant.quant.schedule.trajectories import record
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
@@ -48,13 +48,14 @@ def rows_of(path: Path, scheduler: str, plan: SchedulePlan, prompts: int, engine
         data = CalibrationData.load(plan.data).requests(task, plan.prompts, plan.seed, steps)
         asked = [replace(each, scheduler=scheduler, guidance=plan.guidance) for each in data]
         seen = record(pipeline, asked, Path(folder))
-        costs = stretch_costs(seen)
+        costs = Costs(seen, plan.order)
+        found = pruned(costs)
         whole = [pipeline.sample(request(each)) for each in wanted]
         frames = [pipeline.decode(latents) for latents in whole]
         exact = fidelity(wanted, frames)
         for share in SHARES:
             computed = max(1, int(share * steps))
-            schedule = fitted(pipeline, bundle, f"of-{computed}", seen, best_kinds(costs, computed), plan)
+            schedule = fitted(pipeline, bundle, f"of-{computed}", seen, best_kinds(costs, 2 * computed, found), plan)
             clips = [pipeline.generate(request(each, schedule=schedule)) for each in wanted]
             values = [psnr(clip.frames, other) for clip, other in zip(clips, frames, strict=True)]
             fewer = [pipeline.generate(request(each, steps=computed)).frames for each in wanted]

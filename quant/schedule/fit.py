@@ -40,19 +40,21 @@ class _Clip:
     seen: Forecaster
     latents: Floats
 
-    def compute(self, i: int, kind: str) -> Floats:
-        """What step ``i`` computes, guided where it is of both halves."""
+    def scale(self, i: int) -> float:
+        """Of guidance."""
+        return self.trajectory.conditioning.guidance(int(self.run.timesteps[i]))
+
+    def compute(self, i: int, kind: str) -> None:
+        """See what step ``i`` computes."""
         timestep = int(self.run.timesteps[i])
-        if kind == CONDITIONAL:
-            conditional = self.run.clean(i, self.denoiser.conditional(self.latents, timestep), self.latents)
-            self.seen.see(conditional, None)
-            return conditional
-        velocity = self.denoiser.velocity(self.latents, timestep)
-        conditional, other = (self.run.clean(i, velocity[row], self.latents) for row in (1, 0))
-        scale = self.trajectory.conditioning.guidance(timestep)
-        difference = np.float32(scale - 1) * (conditional - other)
-        self.seen.see(conditional, difference)
-        return conditional + difference
+        if kind == BOTH:
+            velocity = self.denoiser.velocity(self.latents, timestep)
+            unconditional, conditional = (self.run.clean(i, each, self.latents) for each in velocity)
+            self.seen.see(conditional, unconditional)
+            return
+        row = int(kind == CONDITIONAL)
+        clean = self.run.clean(i, self.denoiser.half(row, self.latents, timestep), self.latents)
+        self.seen.see(*((clean, None) if row else (None, clean)))
 
 
 def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, order: int) -> Fit:
@@ -67,9 +69,12 @@ def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, orde
         bound = 0.0
         if kind != NOTHING:
             before = [clip.seen.arrays(clip.latents) for clip in clips]
-            found = [clip.compute(i, kind) for clip in clips]
-            if kind == BOTH and len(before[0]) > 1:
-                check = _solved(before, found)
+            held = clips[0].seen.held(clips[0].scale(i))
+            for clip in clips:
+                clip.compute(i, kind)
+            if kind == BOTH and i > 0:
+                found = [clip.seen.clean(clip.seen.held(clip.scale(i)), clip.latents) for clip in clips]
+                check = _solved(before, found, held)
                 forecasts = [_sum(check, arrays) for arrays in before]
                 bound = MARGIN * max(miss(*pair) for pair in zip(found, forecasts, strict=True))
         checks.append(check)
@@ -78,28 +83,24 @@ def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, orde
         wanted = [
             (clip.trajectory.states[i + 1] - move.rest) / move.gain for clip, move in zip(clips, moves, strict=True)
         ]
-        coefficients.append(_solved([clip.seen.arrays(clip.latents) for clip in clips], wanted))
+        held = clips[0].seen.held(clips[0].scale(i))
+        coefficients.append(_solved([clip.seen.arrays(clip.latents) for clip in clips], wanted, held))
         for clip, move in zip(clips, moves, strict=True):
             clip.latents = move.to(clip.seen.clean(coefficients[-1], clip.latents))
     return Fit(tuple(coefficients), tuple(checks), tuple(bounds), tuple(clip.latents for clip in clips))
 
 
-def _solved(arrays: Sequence[Sequence[Floats]], wanted: Sequence[Floats]) -> tuple[float, ...]:
-    """What of each array makes the wanted ones of all clips, in least squares; ridge regression towards the newest."""
-    count = len(arrays[0])
+def _solved(arrays: Sequence[Sequence[Floats]], wanted: Sequence[Floats], prior: Sequence[float]) -> tuple[float, ...]:
+    """What of each array makes the wanted ones of all clips, in least squares; ridge regression towards ``prior``."""
+    count = len(prior)
     gram, products = np.zeros((count, count)), np.zeros(count)
     for clip, target in zip(arrays, wanted, strict=True):
         matrix = np.stack(list(flat(clip)))
         gram += matrix @ matrix.T
         products += matrix @ np.asarray(target, np.float64).reshape(-1)
-    # Of conditional predictions and of differences the newest alone, which comes first; nothing of the latents.
-    prior = np.zeros(count)
-    prior[0] = 1.0
-    if count > 2:
-        prior[(count - 1) // 2] = 1.0
     energy = np.diag(gram)
     ridge = np.diag(RIDGE * energy + 1e-9 * energy.max())
-    solved: NDArray[np.float64] = prior + np.linalg.solve(gram + ridge, products - gram @ prior)
+    solved: NDArray[np.float64] = np.asarray(prior) + np.linalg.solve(gram + ridge, products - gram @ prior)
     return tuple(map(float, solved))
 
 

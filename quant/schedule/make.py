@@ -13,7 +13,7 @@ import numpy as np
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.derive import derive_bundle
 from reelquant.quant.schedule.fit import fit
-from reelquant.quant.schedule.search import best_kinds, stretch_costs
+from reelquant.quant.schedule.search import Costs, best_kinds, pruned
 from reelquant.quant.schedule.trajectories import Floats, Trajectory, record
 from reelquant.runtime.bundle import SCHEDULES, Bundle
 from reelquant.runtime.engines.options import EngineOptions
@@ -133,18 +133,18 @@ def search(
     Raises:
         AccuracyError: none does.
     """
-    costs = stretch_costs(seen)
-    steps = costs.shape[1]
+    costs = Costs(seen, plan.order)
+    found, all_rows = pruned(costs), 2 * costs.steps
     whole = [pipeline.decode(_cut(pipeline, each, each.final)) for each in unseen]
 
-    def tried(computed: int) -> Schedule:
-        made = fitted(pipeline, bundle, name, seen, best_kinds(costs, computed), plan)
+    def tried(most: int) -> Schedule:
+        made = fitted(pipeline, bundle, name, seen, best_kinds(costs, most, found), plan)
         return _measured(pipeline, made, unseen, whole)
 
     if limit.kind == "forwards":
-        return tried(max(1, int(limit.value * steps)))
-    low, high, best = 1, steps - 1, None
-    with progress.stage("search", int(np.ceil(np.log2(steps)))) as advance:
+        return tried(int(limit.value * all_rows))
+    low, high, best = 2, all_rows - 1, None
+    with progress.stage("search", int(np.ceil(np.log2(all_rows)))) as advance:
         while low <= high:
             middle = (low + high) // 2
             made = tried(middle)

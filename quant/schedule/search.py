@@ -1,84 +1,158 @@
-"""Which steps to compute, from recorded clips alone: no network runs.
+"""Which steps to compute, and which half of guidance there, from recorded clips alone: no network runs.
 
-What the latents come to where steps p and q are computed and none after q is put together as the fit will do it (:mod:`reelquant.quant.schedule.fit`),
-but from recorded clips: linear in what was recorded, so that inner products are all that is needed. The worst clip counts: one that
-goes another way early is lost. A dynamic programme over the last two computed steps finds those whose errors have the least sum.
+What the latents come to between two computed steps is put together as the fit will do it (:mod:`reelquant.quant.schedule.fit`), but from
+what was recorded: it is linear in that, so that inner products are all that is needed. At each computed step the error of the worst clip
+counts (a clip that goes another way early is lost), and the recorded latents are gone on from. The sum is what a schedule costs.
+
+From the schedule that computes everything, rows are taken away one by one, each time those that cost least; then rows are moved as long as
+that costs less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.quant.schedule.trajectories import Trajectory, flat
-from reelquant.runtime.sampling.schedule import BOTH, NOTHING
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, KINDS, NOTHING, UNCONDITIONAL, rows_of
 
-Costs = NDArray[np.float64]
+Vector = NDArray[np.float64]
 _RIDGE = 1e-6
 
 
-def stretch_costs(trajectories: Sequence[Trajectory]) -> Costs:
-    """[T + 1, T, T + 1]: how far the latents before step r are from the recorded ones where steps p and q are computed and none between
-    q and r, of the worst clip, relative to the norm of its final latents; p of -1 (the last row) is none.
-    """
-    grams = np.stack([_gram(each) for each in trajectories])
-    norms = np.array([np.linalg.norm(each.final.astype(np.float64)) for each in trajectories])
-    moves = _moves(trajectories[0])
-    pooled, steps, size = grams.sum(0), len(moves), grams.shape[1]
-    unit, noisy = np.eye(size), size > 2 * steps + 1
-    costs = np.full((steps + 1, steps, steps + 1), np.inf)
-    for q in range(steps):
-        for p in range(-1, q):
-            if (p < 0) != (q == 0):
+class Costs:
+    """What schedules of some recorded clips cost, relative to the norm of the final latents."""
+
+    def __init__(self, trajectories: Sequence[Trajectory], order: int) -> None:
+        self.order, self.moves = order, _moves(trajectories[0])
+        self.steps = len(self.moves)
+        self._grams = np.stack([_gram(each) for each in trajectories])
+        self._norms = np.array([np.linalg.norm(each.final.astype(np.float64)) for each in trajectories])
+        self._pooled = self._grams.sum(0)
+        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[float]] = {}
+
+    def of(self, kinds: str) -> float:
+        """The sum over the stretches between computed steps."""
+        computed = [i for i, kind in enumerate(kinds) if kind != NOTHING]
+        conditional: tuple[int, ...] = ()
+        unconditional: tuple[int, ...] = ()
+        total = 0.0
+        for i, end in zip(computed, [*computed[1:], self.steps], strict=True):
+            if kinds[i] in (BOTH, CONDITIONAL):
+                conditional = (i, *conditional)[: self.order]
+            if kinds[i] in (BOTH, UNCONDITIONAL):
+                unconditional = (i, *unconditional)[: self.order]
+            total += self._stretch(i, conditional, unconditional)[end - i - 1]
+        return total
+
+    def _stretch(self, start: int, conditional: tuple[int, ...], unconditional: tuple[int, ...]) -> list[float]:
+        """The worst clip's error before each later step where none is computed after ``start``."""
+        key = (start, conditional, unconditional)
+        if key not in self._known:
+            self._known[key] = list(self._errors(*key))
+        return self._known[key]
+
+    def _errors(self, start: int, conditional: tuple[int, ...], unconditional: tuple[int, ...]) -> Iterator[float]:
+        steps, size = self.steps, self._pooled.shape[0]
+        places = [*conditional, *(steps + i for i in unconditional)]
+        latents = _unit(size, 2 * steps + start)
+        for i in range(start, steps):
+            keep, gain, spread = self.moves[i]
+            rest = keep * latents
+            if size > 3 * steps + 1:
+                rest[3 * steps + 1 + i] += spread
+            wanted = _unit(size, 2 * steps + i + 1)
+            # The arrays are unit vectors but for the latents, so their products are rows of the inner products.
+            mixed = self._pooled @ latents
+            inner = np.empty((len(places) + 1, len(places) + 1))
+            inner[:-1, :-1] = self._pooled[np.ix_(places, places)]
+            inner[-1, :-1] = inner[:-1, -1] = mixed[places]
+            inner[-1, -1] = latents @ mixed
+            aim = self._pooled @ (wanted - rest) / gain
+            ridge = np.diag(_RIDGE * np.diag(inner) + 1e-12 * np.trace(inner))
+            solved = np.linalg.solve(inner + ridge, np.append(aim[places], latents @ aim))
+            latents = rest + gain * solved[-1] * latents
+            latents[places] += gain * solved[:-1]
+            error = wanted - latents
+            squares = ((self._grams @ error) @ error) / self._norms**2
+            yield float(np.sqrt(max(float(squares.max()), 0.0)))
+
+
+def pruned(costs: Costs) -> dict[int, str]:
+    """A schedule for each number of rows that taking rows away came by, from all to the two of the first step."""
+    kinds = BOTH * costs.steps
+    found = {rows(kinds): kinds}
+    while rows(kinds) > 2:
+        now = costs.of(kinds)
+        trials = [
+            changed(kinds, i, kind)
+            for i in range(1, costs.steps)
+            for kind in KINDS
+            if rows_of(kind) < rows_of(kinds[i])
+        ]
+        kinds = min(trials, key=lambda trial: (costs.of(trial) - now) / (rows(kinds) - rows(trial)))
+        found[rows(kinds)] = kinds
+    return found
+
+
+def refined(costs: Costs, kinds: str) -> str:
+    """The schedule after rows were moved, and halves exchanged, until no such change makes it cheaper."""
+    best = costs.of(kinds)
+    better = True
+    while better:
+        better = False
+        for trial in _moved(kinds):
+            cost = costs.of(trial)
+            if cost < best * (1 - 1e-6):
+                kinds, best, better = trial, cost, True
+                break
+    return kinds
+
+
+def best_kinds(costs: Costs, most: int, found: dict[int, str] | None = None) -> str:
+    """The cheapest schedule of at most ``most`` rows that the search finds; ``found`` is what :func:`pruned` found."""
+    found = found or pruned(costs)
+    return refined(costs, found[max(count for count in found if count <= max(2, most))])
+
+
+def rows(kinds: str) -> int:
+    """How many rows a schedule computes."""
+    return sum(map(rows_of, kinds))
+
+
+def changed(kinds: str, i: int, kind: str) -> str:
+    return kinds[:i] + kind + kinds[i + 1 :]
+
+
+def _moved(kinds: str) -> Iterator[str]:
+    """Schedules of as many rows that differ in one step or two."""
+    for i in range(1, len(kinds)):
+        for kind in (CONDITIONAL, UNCONDITIONAL):
+            if rows_of(kinds[i]) == 1 and kind != kinds[i]:
+                yield changed(kinds, i, kind)
+        for fewer in KINDS:
+            taken = rows_of(kinds[i]) - rows_of(fewer)
+            if taken <= 0:
                 continue
-            latents = unit[steps + q]
-            for i in range(q, steps):
-                keep, gain, spread = moves[i]
-                rest = keep * latents + (spread * unit[2 * steps + 1 + i] if noisy else 0.0)
-                sources = np.stack([unit[q], latents] if p < 0 else [unit[p], unit[q], latents])
-                products = sources @ pooled
-                inner = products @ sources.T
-                ridge = _RIDGE * np.diag(np.diag(inner)) + 1e-12 * np.trace(inner) * np.eye(len(sources))
-                wanted = unit[steps + i + 1]
-                solved = np.linalg.solve(inner + ridge, products @ (wanted - rest) / gain)
-                latents = rest + gain * (solved @ sources)
-                error = wanted - latents
-                squares = np.einsum("k,ckl,l->c", error, grams, error, optimize=True)
-                costs[p, q, i + 1] = np.sqrt(np.maximum(squares, 0.0) / norms**2).max()
-    return costs
+            without = changed(kinds, i, fewer)
+            for j in range(1, len(kinds)):
+                for more in KINDS:
+                    if j != i and rows_of(more) - rows_of(kinds[j]) == taken:
+                        yield changed(without, j, more)
 
 
-def best_kinds(costs: Costs, computed: int) -> str:
-    """The kinds of the cheapest schedule that computes so many steps, from 1 to all of them."""
-    steps = costs.shape[1]
-    total = np.full((computed + 1, steps + 1, steps), np.inf)
-    came = np.full((computed + 1, steps + 1, steps), -2)
-    total[1, -1, 0] = 0.0
-    for count in range(1, computed):
-        for q in range(steps):
-            for p in range(-1, q):
-                if not np.isfinite(total[count, p, q]):
-                    continue
-                sums = total[count, p, q] + costs[p, q, q + 1 : steps]
-                better = sums < total[count + 1, q, q + 1 :]
-                total[count + 1, q, q + 1 :][better] = sums[better]
-                came[count + 1, q, q + 1 :][better] = p
-    ends = total[computed] + costs[:, :, steps]
-    p, q = (int(each) for each in np.unravel_index(np.argmin(ends), ends.shape))
-    chosen = [q]
-    for count in range(computed, 1, -1):
-        chosen.append(p)
-        # p was reached from the step before it; the last row stands for none.
-        p, q = int(came[count, p, q]), p
-    return "".join(BOTH if i in chosen else NOTHING for i in range(steps))
+def _unit(size: int, place: int) -> Vector:
+    made = np.zeros(size)
+    made[place] = 1.0
+    return made
 
 
-def _gram(trajectory: Trajectory) -> Costs:
-    """Inner products of what was recorded: guided clean latents of all T steps, T + 1 states, and the noise of each step, if any."""
-    guided = (c + d for c, d in zip(trajectory.conditional, trajectory.difference, strict=True))
-    matrix = np.stack([*flat(guided), *flat(trajectory.states), *flat(trajectory.noise)])
+def _gram(trajectory: Trajectory) -> Vector:
+    """Inner products of what was recorded: clean latents of all T steps by both halves, T + 1 states, and each step's noise, if any."""
+    made = trajectory
+    matrix = np.stack([*flat(made.conditional), *flat(made.unconditional), *flat(made.states), *flat(made.noise)])
     return np.asarray(matrix @ matrix.T)
 
 

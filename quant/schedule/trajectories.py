@@ -22,14 +22,15 @@ Floats = NDArray[np.float32]
 @dataclass(frozen=True, eq=False)
 class Trajectory:
     """One clip of T steps: ``states`` [T + 1, …] before each step and after the last; of each step the clean latents by the
-    conditional half, ``conditional`` [T, …], and what guidance adds to them, ``difference`` [T, …]. All float32, mapped from files.
+    two halves of guidance, ``conditional`` and ``unconditional`` [T, …]; ``noise`` [T, …] of a scheduler that adds some. All float32,
+    mapped from files.
     """
 
     resolved: ResolvedRequest
     conditioning: Conditioning
     states: Floats
     conditional: Floats
-    difference: Floats
+    unconditional: Floats
     noise: Floats
 
     @property
@@ -82,19 +83,19 @@ def _recorded(pipeline: Pipeline, request: Request, folder: Path) -> Trajectory:
         each[...] = rng.standard_normal(shape, dtype=np.float32)
     resolved = replace(resolved, request=replace(resolved.request, step_noise=tuple(noise)))
     conditioning = pipeline.prepare(resolved)
-    states, conditional, difference = (
+    states, conditional, unconditional = (
         array("states", steps + 1),
         array("conditional", steps),
-        array("difference", steps),
+        array("unconditional", steps),
     )
-    made = Trajectory(resolved, conditioning, states, conditional, difference, noise)
+    made = Trajectory(resolved, conditioning, states, conditional, unconditional, noise)
     denoiser, run, latents = made.denoiser(pipeline), made.run(), conditioning.latents
     for i, timestep in enumerate(map(int, run.timesteps)):
         states[i] = latents
         velocity = denoiser.velocity(latents, timestep)
         scale = conditioning.guidance(timestep)
         conditional[i] = run.clean(i, velocity[1], latents)
-        difference[i] = np.float32(scale - 1) * (conditional[i] - run.clean(i, velocity[0], latents))
+        unconditional[i] = run.clean(i, velocity[0], latents)
         latents = run.step(i, combine(velocity[0], velocity[1], scale), latents)
     states[steps] = latents
     return made

@@ -53,7 +53,7 @@ class Denoiser:
             constants["image_latents"] = np.repeat(image_latents[None], batch, 0)
         self._session, self._rows, self._constants = session, session.batch or batch, constants
         self._bound = [self._put(i, self._rows) for i in range(0, batch, self._rows)]
-        self._conditional: Values | None = None
+        self._halves: dict[int, Values] = {}
 
     def velocity(self, latents: Floats, timestep: int) -> Floats:
         """What the transformer predicts of latents [latent_frames, channels, h, w] at a training timestep: float32
@@ -66,17 +66,19 @@ class Denoiser:
         rows = [self._run(bound, self._rows, latents, timestep) for bound in self._bound]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    def conditional(self, latents: Floats, timestep: int) -> Floats:
-        """As :meth:`velocity`, but the conditional prediction alone: float32 [latent_frames, channels, h, w].
+    def half(self, row: int, latents: Floats, timestep: int) -> Floats:
+        """As :meth:`velocity`, but the unconditional (``row`` 0) or conditional (1) prediction alone: float32 [latent_frames,
+        channels, h, w].
 
         An engine that was built for two rows at once computes both all the same.
         """
-        if self._rows == self._session.batch:  # as it was built
-            both = self._run(self._bound[-1], self._rows, latents, timestep)
-            return np.asarray(both[-1])
-        if self._conditional is None:
-            self._conditional = self._put(len(self._constants["text"]) - 1, 1)
-        return np.asarray(self._run(self._conditional, 1, latents, timestep)[-1])
+        if self._session.batch == 1:
+            return np.asarray(self._run(self._bound[row], 1, latents, timestep)[0])
+        if self._session.batch is not None:
+            return np.asarray(self._run(self._bound[0], self._rows, latents, timestep)[row])
+        if row not in self._halves:
+            self._halves[row] = self._put(row, 1)
+        return np.asarray(self._run(self._halves[row], 1, latents, timestep)[0])
 
     def _put(self, first: int, rows: int) -> Values:
         constants = self._constants.items()

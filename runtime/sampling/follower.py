@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, Forecaster, Schedule, miss
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, Schedule, miss
 from reelquant.runtime.sampling.stepper import Stepper
 
 Floats = NDArray[np.float32]
@@ -50,9 +50,9 @@ class Follower:
             self._see(i, velocity, latents)
             self._node = _Node(i, latents, velocity, copy(self._seen))
             self._run.mark()
-        elif kind == CONDITIONAL:
-            velocity = self._stepper.conditional(i, latents)
-            self._seen.see(self._run.clean(i, velocity, latents), None)
+        elif kind != NOTHING:
+            row = int(kind == CONDITIONAL)
+            self._see_half(row, i, self._stepper.half(row, i, latents), latents)
         return self._run.toward(i, latents).to(self._seen.clean(schedule.coefficients[i], latents))
 
     def _missed(self, i: int, velocity: Floats, latents: Floats) -> bool:
@@ -71,11 +71,16 @@ class Follower:
         for step in range(start, i):
             if step > start:
                 velocity = self._stepper.velocity(step, latents)
-                if self._schedule.kinds[step] == CONDITIONAL:
-                    self._seen.see(self._run.clean(step, velocity[1], latents), None)
+                if (kind := self._schedule.kinds[step]) != NOTHING:
+                    row = int(kind == CONDITIONAL)
+                    self._see_half(row, step, velocity[row], latents)
             latents = self._run.step(step, self._stepper.guided(step, velocity), latents)
         return latents
 
     def _see(self, i: int, velocity: Floats, latents: Floats) -> None:
-        conditional, other = (self._run.clean(i, velocity[row], latents) for row in (1, 0))
-        self._seen.see(conditional, np.float32(self._stepper.scale(i) - 1) * (conditional - other))
+        for row in (0, 1):
+            self._see_half(row, i, velocity[row], latents)
+
+    def _see_half(self, row: int, i: int, velocity: Floats, latents: Floats) -> None:
+        clean = self._run.clean(i, velocity, latents)
+        self._seen.see(*((clean, None) if row else (None, clean)))

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from reelquant.runtime.request import ResolvedRequest
 
 Floats = NDArray[np.float32]
-# What a step computes: both halves of guidance, the conditional half, or nothing.
-BOTH, CONDITIONAL, NOTHING = "b", "c", "-"
+# What a step computes: both halves of guidance, one of them, or nothing.
+BOTH, CONDITIONAL, UNCONDITIONAL, NOTHING = "b", "c", "u", "-"
+KINDS = BOTH + CONDITIONAL + UNCONDITIONAL + NOTHING
 VERSION = 1
 EXACT = "exact"  # every step computed
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -36,10 +37,10 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 @dataclass(frozen=True)
 class Schedule:
-    """``kinds`` has a letter for each step: "b", "c" or "-"; the first is "b".
+    """``kinds`` has a letter for each step: "b", "c", "u" or "-"; the first is "b".
 
     ``coefficients`` of a step are of what the clean latents are put together from: those of the last ``order`` conditional
-    predictions, newest first, then as many differences to the unconditional ones times guidance - 1, then the latents themselves.
+    predictions, newest first, then of as many unconditional ones, then the latents themselves.
     ``checks`` of a computed step are such coefficients of what came before it, and ``bounds`` the most that this forecast may miss
     by, relative L2; both are empty where nothing can be forecast.
 
@@ -67,7 +68,7 @@ class Schedule:
     @property
     def forwards(self) -> int:
         """Rows of steps that are computed: two of a guided one."""
-        return 2 * self.kinds.count(BOTH) + self.kinds.count(CONDITIONAL)
+        return sum(map(rows_of, self.kinds))
 
     def mismatch(self, resolved: ResolvedRequest, bundle: Bundle) -> str | None:
         """Why it does not hold for this clip of ``bundle``, or None."""
@@ -127,8 +128,8 @@ class Schedule:
         steps, numbers = self.steps, [*self.bounds, *self.guidance]
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"the name {self.name!r} is not of small letters, digits, - and _")
-        if not self.kinds.startswith(BOTH) or set(self.kinds) - {BOTH, CONDITIONAL, NOTHING}:
-            raise ValueError(f"the kinds {self.kinds!r:.80} are not letters b, c and -, the first a b")
+        if not self.kinds.startswith(BOTH) or set(self.kinds) - set(KINDS):
+            raise ValueError(f"the kinds {self.kinds!r:.80} are not letters b, c, u and -, the first a b")
         if not 1 <= self.order <= 8 or not len(self.coefficients) == len(self.checks) == len(self.bounds) == steps:
             raise ValueError("its tables are not of one entry a step")
         if len(self.guidance) != 2:
@@ -143,10 +144,16 @@ class Schedule:
             raise ValueError("a number is infinite, not a number, or a bound below 0")
 
 
+def rows_of(kind: str) -> int:
+    """How many rows of the transformer's batch a step of this kind takes."""
+    return {BOTH: 2, NOTHING: 0}.get(kind, 1)
+
+
 def sources(kinds: str, end: int, order: int) -> int:
     """How many arrays a forecast is put together from after the steps before ``end``."""
-    both, conditional = kinds[:end].count(BOTH), kinds[:end].count(CONDITIONAL)
-    return min(order, both + conditional) + min(order, both) + 1
+    seen = kinds[:end]
+    conditional, unconditional = (seen.count(BOTH) + seen.count(half) for half in (CONDITIONAL, UNCONDITIONAL))
+    return min(order, conditional) + min(order, unconditional) + 1
 
 
 def load_schedule(wanted: str | os.PathLike[str], bundle: Bundle) -> Schedule:
@@ -198,16 +205,24 @@ class Forecaster:
     def __init__(self, order: int) -> None:
         self._order = order
         self._conditional: list[Floats] = []
-        self._differences: list[Floats] = []
+        self._unconditional: list[Floats] = []
 
-    def see(self, conditional: Floats, difference: Floats | None) -> None:
-        """A computed step's clean latents by the conditional half, and what guidance adds to them, if both halves were."""
-        self._conditional = [conditional, *self._conditional][: self._order]
-        if difference is not None:
-            self._differences = [difference, *self._differences][: self._order]
+    def see(self, conditional: Floats | None = None, unconditional: Floats | None = None) -> None:
+        """A computed step's clean latents, by the halves of guidance that were computed."""
+        if conditional is not None:
+            self._conditional = [conditional, *self._conditional][: self._order]
+        if unconditional is not None:
+            self._unconditional = [unconditional, *self._unconditional][: self._order]
 
     def arrays(self, latents: Floats) -> list[Floats]:
-        return [*self._conditional, *self._differences, latents]
+        return [*self._conditional, *self._unconditional, latents]
+
+    def held(self, guidance: float) -> list[float]:
+        """The coefficients of simply guiding by the newest of both."""
+        row = [0.0] * (len(self._conditional) + len(self._unconditional) + 1)
+        if self._conditional and self._unconditional:
+            row[0], row[len(self._conditional)] = guidance, 1.0 - guidance
+        return row
 
     def clean(self, coefficients: Sequence[float], latents: Floats) -> Floats:
         """The clean latents that they come to."""

@@ -38,10 +38,10 @@ class Stepper:
         self.work.forwards += len(velocity)
         return velocity
 
-    def conditional(self, i: int, latents: Floats) -> Floats:
-        """As :meth:`Denoiser.conditional`."""
+    def half(self, row: int, i: int, latents: Floats) -> Floats:
+        """As :meth:`Denoiser.half`."""
         self.work.forwards += 1
-        return self.denoiser.conditional(latents, int(self.run.timesteps[i]))
+        return self.denoiser.half(row, latents, int(self.run.timesteps[i]))
 
     def scale(self, i: int) -> float:
         """Of guidance at step ``i``."""

@@ -23,15 +23,15 @@ REQUEST = Request("a circle", seed=1, steps=4, guidance=6.0)
 
 
 def made(bundle: Bundle, kinds: str = "b-c-", order: int = 2) -> Schedule:
-    """Clean latents are held: the newest conditional prediction and the newest difference."""
+    """Clean latents are held: guided by the newest of both predictions."""
     resolved = resolve(REQUEST, bundle)
 
     def held(end: int) -> tuple[float, ...]:
-        both, any_ = kinds[:end].count("b"), len(kinds[:end]) - kinds[:end].count("-")
-        conditional, difference = min(order, any_), min(order, both)
-        row = [0.0] * (conditional + difference + 1)
-        row[0] = row[conditional] = 1.0
-        return tuple(row)
+        seen = Forecaster(order)
+        one = np.zeros((1, 1, 1, 1), np.float32)
+        for kind in kinds[:end]:
+            seen.see(one if kind in "bc" else None, one if kind in "bu" else None)
+        return tuple(seen.held(6.0))
 
     return Schedule(
         name="held",
@@ -58,15 +58,15 @@ def test_what_is_written_is_read(bundle: Bundle) -> None:
     again = Schedule.parse(schedule.to_json(), "here")
     assert again == schedule and again.digest == schedule.digest
     assert (schedule.steps, schedule.forwards) == (4, 3)
-    assert [sources("b-c-b", end, 2) for end in range(6)] == [1, 3, 3, 4, 4, 5]
+    assert [sources("b-c-u", end, 2) for end in range(6)] == [1, 3, 3, 4, 4, 5]
 
 
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda facts: facts.update(version=2), "has version 2, and this reelquant reads 1"),
-        (lambda facts: facts.update(kinds="-bb-"), "not letters b, c and -, the first a b"),
-        (lambda facts: facts.update(kinds="bxb-"), "not letters b, c and -, the first a b"),
+        (lambda facts: facts.update(kinds="-bb-"), "not letters b, c, u and -, the first a b"),
+        (lambda facts: facts.update(kinds="bxb-"), "not letters b, c, u and -, the first a b"),
         (lambda facts: facts.update(kinds="b-c"), "tables are not of one entry a step"),
         (lambda facts: facts.update(order=0), "tables are not of one entry a step"),
         (lambda facts: facts["coefficients"][1].append(1.0), "step 1 has 4 coefficients, and 3 are due"),
@@ -164,7 +164,7 @@ def test_arrays_are_newest_first() -> None:
     seen = Forecaster(2)
     one, two, three, x = (np.full((1, 1, 1, 1), value, np.float32) for value in (1, 2, 3, 9))
     seen.see(one, 10 * one)
-    seen.see(two, None)
+    seen.see(two)
     seen.see(three, 30 * one)
     assert [float(each.item()) for each in seen.arrays(x)] == [3, 2, 30, 10, 9]
     assert seen.clean((1, 0, 0, 0, 2), x).item() == 21 and miss(x, 2 * x) == pytest.approx(1.0)
