@@ -8,6 +8,7 @@ after quantization?" becomes a number.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,9 @@ ATTRIBUTES = ("colour", "shape", "direction", "background")
 SOFTNESS = 5.0
 
 
+_CAPTION = re.compile(r"an? (\w+) (\w+) moves (\w+)(?: past a small (\w+) (\w+))? on an? (\w+) background")
+
+
 @dataclass(frozen=True)
 class Scene:
     """What a caption says of a clip. ``other`` is the small still object, as (colour, shape), or None."""
@@ -49,6 +53,19 @@ class Scene:
     def caption(self) -> str:
         past = f" past a small {self.other[0]} {self.other[1]}" if self.other else ""
         return f"a {self.colour} {self.shape} moves {self.direction}{past} on a {self.background} background"
+
+    @classmethod
+    def read(cls, caption: str) -> Scene:
+        """The scene of a caption.
+
+        Raises:
+            ValueError: it is not of this form.
+        """
+        found = _CAPTION.fullmatch(caption.strip().lower())
+        if found is None:
+            raise ValueError(f"{caption!r} is not of the form {cls('red', 'circle', 'left', 'black').caption!r}")
+        colour, shape, direction, other_colour, other_shape, background = found.groups()
+        return cls(colour, shape, direction, background, (other_colour, other_shape) if other_colour else None)
 
     @property
     def held_out(self) -> bool:

@@ -91,3 +91,13 @@ def score(scene: Scene, clip: NDArray[np.uint8]) -> dict[str, bool]:
     """Which attributes of ``scene`` the clip shows; all False when nothing can be seen in it."""
     seen = read_clip(clip)
     return {name: seen is not None and getattr(seen, name) == getattr(scene, name) for name in ATTRIBUTES}
+
+
+def shown(caption: str, clip: NDArray[np.uint8]) -> float:
+    """The share of a caption's attributes that the clip shows: a scorer for ``reelquant schedule``.
+
+    Raises:
+        ValueError: the caption is not of the demo's kind.
+    """
+    found = score(Scene.read(caption), clip)
+    return sum(found.values()) / len(found)

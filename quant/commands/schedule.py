@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from reelquant.quant.commands.options import OUT, REPLACE
-from reelquant.quant.schedule.make import Limit, SchedulePlan, make_schedule
+from reelquant.quant.schedule.budget import Budget
+from reelquant.quant.schedule.make import SchedulePlan, make_schedule
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, QUIET, count_option, option_group, print_json, shown
 from reelquant.runtime.engines.registry import get_engine
@@ -24,9 +25,10 @@ def _plan(
     scheduler: str | None,
     seed: int,
     engine: str | None,
+    scorer: str | None,
 ) -> SchedulePlan:
     chosen = get_engine(engine).name if engine else None
-    return SchedulePlan(data, prompts, held_out, steps, guidance, scheduler, seed, engine=chosen)
+    return SchedulePlan(data, prompts, held_out, steps, guidance, scheduler, seed, engine=chosen, scorer=scorer)
 
 
 _PLAN = option_group(
@@ -48,6 +50,11 @@ _PLAN = option_group(
     ),
     count_option("--seed", SchedulePlan.seed, "Seed of the first clip.", least=0),
     click.option("--engine", metavar="NAME", help="The engine that renders the clips [default: the bundle's]."),
+    click.option(
+        "--scorer",
+        metavar="MODULE:FUNCTION",
+        help="What says how much of a prompt a clip shows, for fidelity: a Python function (prompt, frames) → 0 to 1.",
+    ),
 )
 
 
@@ -55,7 +62,11 @@ _PLAN = option_group(
 @BUNDLE
 @OUT
 @click.option(
-    "--budget", required=True, metavar="LIMIT", help="What it must keep: psnr>=37, rel_l2<=0.02, forwards<=0.4."
+    "--budget",
+    required=True,
+    metavar="LIMITS",
+    help="What it must keep: psnr>=37 or psnr_p5>=35 (dB), rel_l2<=0.02 (final latents), forwards<=0.4 (of all), "
+    "fidelity>=-0.01 (with --scorer); several are joined by a comma.",
 )
 @click.option("--name", default="balanced", show_default=True, help="What generate --schedule calls it.")
 @_PLAN
@@ -77,14 +88,15 @@ def schedule(
 
     The budget is of clips of the last prompts, held against the same clips with every step computed.
     """
-    limit = Limit.parse(budget)
+    limits = Budget.parse(budget)
     with Progress(shown(quiet)) as progress:
-        made = make_schedule(Bundle.open(bundle), out, name, limit, plan, replace, progress)
+        made = make_schedule(Bundle.open(bundle), out, name, limits, plan, replace, progress)
     if as_json:
-        print_json({"path": str(out), "name": name, "kinds": made.kinds, "budget": str(limit), **made.measured})
+        print_json({"path": str(out), "name": name, "kinds": made.kinds, "budget": str(limits), **made.measured})
         return
     seen = made.measured
     click.echo(
-        f"{out}: schedule {name} takes {seen['forwards']:.0%} of the forwards; {seen['psnr']:.1f} dB from every step computed, "
-        f"{seen['psnr_p5']:.1f} dB at the 5th percentile of {seen['clips']} clips"
+        f"{out}: schedule {name} takes {seen['forwards']:.0%} of the forwards; {seen['psnr']:.1f} dB to the clips with every step "
+        f"computed, {seen['psnr_p5']:.1f} dB at the 5th percentile of {seen['clips']} clips"
+        + (f" (another engine alone: {seen['floor_psnr']:.1f} dB)" if seen["floor_psnr"] else "")
     )

@@ -1,11 +1,11 @@
-"""Which steps to compute, and which half of guidance there, from recorded clips alone: no network runs.
+"""Which steps to compute: a few schedules that are worth a trial, from recorded clips alone.
 
-What the latents come to between two computed steps is put together as the fit will do it (:mod:`reelquant.quant.schedule.fit`), but from
-what was recorded: it is linear in that, so that inner products are all that is needed. At each computed step the error of the worst clip
-counts (a clip that goes another way early is lost), and the recorded latents are gone on from. The sum is what a schedule costs.
+The one of a dynamic programme: what the latents come to where steps p and q are computed and none after q is put together as the fit will do it
+(:mod:`reelquant.quant.schedule.fit`), but from what was recorded; that is linear, so that inner products are all that is needed and no network
+runs. The worst clip counts: one that goes another way early is lost. The programme finds the steps whose errors have the least sum.
 
-From the schedule that computes everything, rows are taken away one by one, each time those that cost least; then rows are moved as long as
-that costs less.
+Beside it stand steps at even distances, and the programme's with one half of guidance left out late. How errors grow or fade on the way to
+the last step is beyond all of them: a trial says (:mod:`reelquant.quant.schedule.trial`).
 """
 
 from __future__ import annotations
@@ -16,105 +16,101 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.quant.schedule.trajectories import Trajectory, flat
-from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, KINDS, NOTHING, UNCONDITIONAL, rows_of
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, UNCONDITIONAL, rows_of
 
-Vector = NDArray[np.float64]
+Costs = NDArray[np.float64]
 _RIDGE = 1e-6
+_ENDS = ((1, 1), (1, 2), (2, 2), (4, 3))  # how many steps at the beginning and the end are all computed
+_LATE = 0.7  # the share of steps of which both halves of guidance are computed, where one is left out after
 
 
-class Costs:
-    """What schedules of some recorded clips cost, relative to the norm of the final latents."""
-
-    def __init__(self, trajectories: Sequence[Trajectory], order: int) -> None:
-        self.order, self.moves = order, _moves(trajectories[0])
-        self.steps = len(self.moves)
-        self._grams = np.stack([_gram(each) for each in trajectories])
-        self._norms = np.array([np.linalg.norm(each.final.astype(np.float64)) for each in trajectories])
-        self._pooled = self._grams.sum(0)
-        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[float]] = {}
-
-    def of(self, kinds: str) -> float:
-        """The sum over the stretches between computed steps."""
-        computed = [i for i, kind in enumerate(kinds) if kind != NOTHING]
-        conditional: tuple[int, ...] = ()
-        unconditional: tuple[int, ...] = ()
-        total = 0.0
-        for i, end in zip(computed, [*computed[1:], self.steps], strict=True):
-            if kinds[i] in (BOTH, CONDITIONAL):
-                conditional = (i, *conditional)[: self.order]
-            if kinds[i] in (BOTH, UNCONDITIONAL):
-                unconditional = (i, *unconditional)[: self.order]
-            total += self._stretch(i, conditional, unconditional)[end - i - 1]
-        return total
-
-    def _stretch(self, start: int, conditional: tuple[int, ...], unconditional: tuple[int, ...]) -> list[float]:
-        """The worst clip's error before each later step where none is computed after ``start``."""
-        key = (start, conditional, unconditional)
-        if key not in self._known:
-            self._known[key] = list(self._errors(*key))
-        return self._known[key]
-
-    def _errors(self, start: int, conditional: tuple[int, ...], unconditional: tuple[int, ...]) -> Iterator[float]:
-        steps, size = self.steps, self._pooled.shape[0]
-        places = [*conditional, *(steps + i for i in unconditional)]
-        latents = _unit(size, 2 * steps + start)
-        for i in range(start, steps):
-            keep, gain, spread = self.moves[i]
-            rest = keep * latents
-            if size > 3 * steps + 1:
-                rest[3 * steps + 1 + i] += spread
-            wanted = _unit(size, 2 * steps + i + 1)
-            # The arrays are unit vectors but for the latents, so their products are rows of the inner products.
-            mixed = self._pooled @ latents
-            inner = np.empty((len(places) + 1, len(places) + 1))
-            inner[:-1, :-1] = self._pooled[np.ix_(places, places)]
-            inner[-1, :-1] = inner[:-1, -1] = mixed[places]
-            inner[-1, -1] = latents @ mixed
-            aim = self._pooled @ (wanted - rest) / gain
-            ridge = np.diag(_RIDGE * np.diag(inner) + 1e-12 * np.trace(inner))
-            solved = np.linalg.solve(inner + ridge, np.append(aim[places], latents @ aim))
-            latents = rest + gain * solved[-1] * latents
-            latents[places] += gain * solved[:-1]
-            error = wanted - latents
-            squares = ((self._grams @ error) @ error) / self._norms**2
-            yield float(np.sqrt(max(float(squares.max()), 0.0)))
+def candidates(costs: Costs, most: int) -> list[str]:
+    """Schedules of at most ``most`` rows, the programme's first; each once."""
+    steps, whole = costs.shape[1], max(1, most // 2)
+    planned = cheapest_steps(costs, whole)
+    found = [planned, _ends_computed(planned), *(spread(steps, whole, *ends) for ends in _ENDS)]
+    for half in (CONDITIONAL, UNCONDITIONAL):
+        counts = (_late_half(cheapest_steps(costs, count), half) for count in range(whole + 1, steps + 1))
+        found += [kinds for kinds in counts if rows(kinds) <= most][-1:]
+    return list(dict.fromkeys(kinds for kinds in found if kinds))
 
 
-def pruned(costs: Costs) -> dict[int, str]:
-    """A schedule for each number of rows that taking rows away came by, from all to the two of the first step."""
-    kinds = BOTH * costs.steps
-    found = {rows(kinds): kinds}
-    while rows(kinds) > 2:
-        now = costs.of(kinds)
-        trials = [
-            changed(kinds, i, kind)
-            for i in range(1, costs.steps)
-            for kind in KINDS
-            if rows_of(kind) < rows_of(kinds[i])
-        ]
-        kinds = min(trials, key=lambda trial: (costs.of(trial) - now) / (rows(kinds) - rows(trial)))
-        found[rows(kinds)] = kinds
-    return found
+def stretch_costs(trajectories: Sequence[Trajectory]) -> Costs:
+    """[T + 1, T, T + 1]: how far the latents before step r are from the recorded ones where steps p and q are computed and none between
+    q and r, of the worst clip, relative to the norm of its final latents; p of -1 (the last row) is none.
+    """
+    grams = np.stack([_gram(each) for each in trajectories])
+    norms = np.array([np.linalg.norm(each.final.astype(np.float64)) for each in trajectories])
+    steps = len(_moves(trajectories[0]))
+    costs = np.full((steps + 1, steps, steps + 1), np.inf)
+    stretches = _Stretches(_moves(trajectories[0]), grams.sum(0))
+    for q in range(steps):
+        for p in range(-1, q):
+            if (p < 0) != (q == 0):
+                continue
+            for i, error in stretches.errors(p, q):
+                squares = ((grams @ error) @ error) / norms**2
+                costs[p, q, i + 1] = np.sqrt(max(float(squares.max()), 0.0))
+    return costs
 
 
-def refined(costs: Costs, kinds: str) -> str:
-    """The schedule after rows were moved, and halves exchanged, until no such change makes it cheaper."""
-    best = costs.of(kinds)
-    better = True
-    while better:
-        better = False
-        for trial in _moved(kinds):
-            cost = costs.of(trial)
-            if cost < best * (1 - 1e-6):
-                kinds, best, better = trial, cost, True
-                break
-    return kinds
+class _Stretches:
+    """``moves`` of each step, and inner products of what was recorded, summed over clips."""
+
+    def __init__(self, moves: Sequence[tuple[float, float, float]], pooled: Costs) -> None:
+        self._moves, self._pooled, self._steps = moves, pooled, len(moves)
+        self._noisy = len(pooled) > 2 * self._steps + 1
+
+    def errors(self, p: int, q: int) -> Iterator[tuple[int, Costs]]:
+        """By what of the recorded arrays the latents after each step i from q on are off where p and q alone were computed."""
+        steps, unit = self._steps, np.eye(len(self._pooled))
+        latents = unit[steps + q]
+        for i in range(q, steps):
+            keep, gain, noise = self._moves[i]
+            rest = keep * latents + (noise * unit[2 * steps + 1 + i] if self._noisy else 0.0)
+            sources = np.stack([unit[q], latents] if p < 0 else [unit[p], unit[q], latents])
+            products = sources @ self._pooled
+            inner = products @ sources.T
+            ridge = _RIDGE * np.diag(np.diag(inner)) + 1e-12 * np.trace(inner) * np.eye(len(sources))
+            wanted = unit[steps + i + 1]
+            solved = np.linalg.solve(inner + ridge, products @ (wanted - rest) / gain)
+            latents = rest + gain * (solved @ sources)
+            yield i, wanted - latents
 
 
-def best_kinds(costs: Costs, most: int, found: dict[int, str] | None = None) -> str:
-    """The cheapest schedule of at most ``most`` rows that the search finds; ``found`` is what :func:`pruned` found."""
-    found = found or pruned(costs)
-    return refined(costs, found[max(count for count in found if count <= max(2, most))])
+def cheapest_steps(costs: Costs, computed: int) -> str:
+    """The kinds of the cheapest schedule that computes so many steps whole, from 1 to all of them."""
+    steps = costs.shape[1]
+    total = np.full((computed + 1, steps + 1, steps), np.inf)
+    came = np.full((computed + 1, steps + 1, steps), -2)
+    total[1, -1, 0] = 0.0
+    for count in range(1, computed):
+        for q in range(steps):
+            for p in range(-1, q):
+                if not np.isfinite(total[count, p, q]):
+                    continue
+                sums = total[count, p, q] + costs[p, q, q + 1 : steps]
+                better = sums < total[count + 1, q, q + 1 :]
+                total[count + 1, q, q + 1 :][better] = sums[better]
+                came[count + 1, q, q + 1 :][better] = p
+    ends = total[computed] + costs[:, :, steps]
+    p, q = (int(each) for each in np.unravel_index(np.argmin(ends), ends.shape))
+    chosen = [q]
+    for count in range(computed, 1, -1):
+        chosen.append(p)
+        # p was reached from the step before it; the last row stands for none.
+        p, q = int(came[count, p, q]), p
+    return _whole(steps, chosen)
+
+
+def spread(steps: int, computed: int, first: int, last: int) -> str | None:
+    """The kinds of a schedule that computes ``first`` steps at the beginning, ``last`` at the end, and the others at even distances
+    between; None where so many are not ``computed``.
+    """
+    if computed < first + last or first + last > steps:
+        return None
+    between = np.linspace(first - 1, steps - last, computed - first - last + 2)[1:-1]
+    return _whole(steps, [*range(first), *(round(float(each)) for each in between), *range(steps - last, steps)])
 
 
 def rows(kinds: str) -> int:
@@ -122,37 +118,24 @@ def rows(kinds: str) -> int:
     return sum(map(rows_of, kinds))
 
 
-def changed(kinds: str, i: int, kind: str) -> str:
-    return kinds[:i] + kind + kinds[i + 1 :]
+def _whole(steps: int, chosen: Sequence[int]) -> str:
+    return "".join(BOTH if i in chosen else NOTHING for i in range(steps))
 
 
-def _moved(kinds: str) -> Iterator[str]:
-    """Schedules of as many rows that differ in one step or two."""
-    for i in range(1, len(kinds)):
-        for kind in (CONDITIONAL, UNCONDITIONAL):
-            if rows_of(kinds[i]) == 1 and kind != kinds[i]:
-                yield changed(kinds, i, kind)
-        for fewer in KINDS:
-            taken = rows_of(kinds[i]) - rows_of(fewer)
-            if taken <= 0:
-                continue
-            without = changed(kinds, i, fewer)
-            for j in range(1, len(kinds)):
-                for more in KINDS:
-                    if j != i and rows_of(more) - rows_of(kinds[j]) == taken:
-                        yield changed(without, j, more)
+def _ends_computed(kinds: str) -> str:
+    """With the last step computed in place of the one before it."""
+    before = kinds.rindex(BOTH)
+    return kinds[:before] + NOTHING * (len(kinds) - 1 - before) + BOTH if before > 0 else kinds
 
 
-def _unit(size: int, place: int) -> Vector:
-    made = np.zeros(size)
-    made[place] = 1.0
-    return made
+def _late_half(kinds: str, half: str) -> str:
+    late = int(_LATE * len(kinds))
+    return kinds[:late] + kinds[late:].replace(BOTH, half)
 
 
-def _gram(trajectory: Trajectory) -> Vector:
-    """Inner products of what was recorded: clean latents of all T steps by both halves, T + 1 states, and each step's noise, if any."""
-    made = trajectory
-    matrix = np.stack([*flat(made.conditional), *flat(made.unconditional), *flat(made.states), *flat(made.noise)])
+def _gram(trajectory: Trajectory) -> Costs:
+    """Inner products of what was recorded: guided clean latents of all T steps, T + 1 states, and the noise of each step, if any."""
+    matrix = np.stack([*flat(trajectory.guided()), *flat(trajectory.states), *flat(trajectory.noise)])
     return np.asarray(matrix @ matrix.T)
 
 

@@ -38,6 +38,11 @@ class Trajectory:
         last: Floats = self.states[-1]
         return last
 
+    def guided(self) -> Iterator[Floats]:
+        """The clean latents of each step, both halves together."""
+        for i, timestep in enumerate(map(int, self.run().timesteps)):
+            yield combine(self.unconditional[i], self.conditional[i], self.conditioning.guidance(timestep))
+
     def run(self) -> Run:
         """The same way once more, with the same noise."""
         left = iter(self.noise)

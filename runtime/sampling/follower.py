@@ -12,6 +12,7 @@ from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Fore
 from reelquant.runtime.sampling.stepper import Stepper
 
 Floats = NDArray[np.float32]
+PATIENCE = 2  # stretches that are mended before the schedule is given up
 
 
 class _Node(NamedTuple):
@@ -27,7 +28,8 @@ class Follower:
     """Computes the steps that a schedule names and forecasts the others.
 
     At each step of which both halves are computed, the answer is held against its forecast. Where that misses by more than its bound,
-    what was forecast since the last such step is taken again, every step of it computed, and the schedule goes on from there.
+    what was forecast since the last such step is taken again, every step of it computed, and the schedule goes on from there. The second
+    time it does not: this clip is not of those that the schedule was made for, and every step that is left is computed.
     """
 
     def __init__(self, stepper: Stepper, schedule: Schedule) -> None:
@@ -41,11 +43,15 @@ class Follower:
         Raises:
             ValueError: steps are not taken in order.
         """
+        if self._stepper.work.repaired >= PATIENCE:
+            return self._stepper.step(i, latents)
         schedule, kind = self._schedule, self._schedule.kinds[i]
         if kind == BOTH:
             velocity = self._stepper.velocity(i, latents)
             if self._missed(i, velocity, latents):
                 latents = self._mended(i)
+                if self._stepper.work.repaired >= PATIENCE:
+                    return self._stepper.step(i, latents)
                 velocity = self._stepper.velocity(i, latents)
             self._see(i, velocity, latents)
             self._node = _Node(i, latents, velocity, copy(self._seen))

@@ -126,8 +126,7 @@ class Schedule:
         ValueError: a part does not fit the others.
         """
         steps, numbers = self.steps, [*self.bounds, *self.guidance]
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise ValueError(f"the name {self.name!r} is not of small letters, digits, - and _")
+        check_name(self.name)
         if not self.kinds.startswith(BOTH) or set(self.kinds) - set(KINDS):
             raise ValueError(f"the kinds {self.kinds!r:.80} are not letters b, c, u and -, the first a b")
         if not 1 <= self.order <= 8 or not len(self.coefficients) == len(self.checks) == len(self.bounds) == steps:
@@ -154,6 +153,16 @@ def sources(kinds: str, end: int, order: int) -> int:
     seen = kinds[:end]
     conditional, unconditional = (seen.count(BOTH) + seen.count(half) for half in (CONDITIONAL, UNCONDITIONAL))
     return min(order, conditional) + min(order, unconditional) + 1
+
+
+def check_name(name: Any) -> None:
+    """Raises:
+    BadInput: no schedule can have this name.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name == EXACT:
+        raise BadInput(
+            f"{name!r} cannot name a schedule; take small letters, digits, - and _, but not {EXACT!r}, every step computed"
+        )
 
 
 def load_schedule(wanted: str | os.PathLike[str], bundle: Bundle) -> Schedule:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from reelquant.quant.calibration.data import CalibrationData
-from reelquant.quant.schedule.fit import fit
-from reelquant.quant.schedule.make import Limit
-from reelquant.quant.schedule.search import Costs, best_kinds, pruned, rows
+from reelquant.quant.schedule.budget import Budget
+from reelquant.quant.schedule.make import schedule_of
+from reelquant.quant.schedule.search import candidates, cheapest_steps, rows, spread, stretch_costs
 from reelquant.quant.schedule.trajectories import record
+from reelquant.quant.schedule.trial import best_fit
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.sampling.denoise import denoise
+from reelquant.runtime.sampling.schedule import Forecaster
 from tests.command_line import run
 from tests.conftest import BundleMaker
 
@@ -35,34 +40,76 @@ def test_recorded_searched_and_fitted(scheduler: str, demo_bundle: BundleMaker, 
     first = trajectories[0]
     assert first.states.shape == (STEPS + 1, *first.conditioning.latents.shape)
     np.testing.assert_array_equal(pipeline.sample(first.resolved), first.final)
-    costs = Costs(trajectories[:3], 2)
-    every = pruned(costs)
-    assert {2, 2 * STEPS} <= every.keys() and all(rows(kinds) == count for count, kinds in every.items())
-    kinds = best_kinds(costs, STEPS, every)
-    assert kinds[0] == "b" and rows(kinds) <= STEPS
-    # No schedule of as many rows that differs in two steps costs less, and of any two whole halves neither.
-    assert costs.of("b" * STEPS) < costs.of(kinds) <= min(costs.of("b-" * (STEPS // 2)), costs.of("b" + "u" * 8 + "-"))
-    found = fit(pipeline, trajectories[:3], kinds, 2)
-    assert [len(row) for row in found.coefficients][:1] == [3] and len(found.coefficients) == STEPS
-    errors = [
-        np.linalg.norm(made - each.final) / np.linalg.norm(each.final)
-        for made, each in zip(found.latents, trajectories, strict=False)
-    ]
-    assert max(errors) < 0.2
+    costs = stretch_costs(trajectories[:3])
+    trials = candidates(costs, STEPS)
+    assert len(trials) > 3 and all(kinds[0] == "b" and rows(kinds) <= STEPS for kinds in trials)
+    assert {"c", "u"} <= set("".join(trials))
+    kinds, found = best_fit(pipeline, trajectories[:3], costs, STEPS, 2)
+    assert kinds in trials
+    fit = schedule_of(pipeline, "half", first, 2, kinds, found)
+    assert [len(row) for row in fit.coefficients][:1] == [3] and len(fit.coefficients) == STEPS
+    seen, held = Forecaster(2), []
+    for i, kind in enumerate(kinds):
+        latents = first.states[i]
+        seen.see(latents if kind in "bc" else None, latents if kind in "bu" else None)
+        held.append(tuple(seen.held(first.resolved.guidance)))
+    unseen = trajectories[3]
+    errors = []
+    for schedule in (fit, replace(fit, coefficients=tuple(held))):
+        blind = replace(schedule, checks=((),) * STEPS)  # nothing is mended
+        made = denoise(pipeline.transformer(), replace(unseen.conditioning, run=unseen.run()), schedule=blind)
+        errors.append(np.linalg.norm(made - unseen.final))
+    assert errors[0] < errors[1]
+
+
+def test_no_steps_are_cheaper() -> None:
+    """The programme's steps are those that trying all of them finds."""
+    steps, computed = 7, 4
+    costs = np.random.default_rng(0).random((steps + 1, steps, steps + 1))
+
+    def cost(chosen: tuple[int, ...]) -> float:
+        ends = zip((-1, *chosen), chosen, (*chosen[1:], steps), strict=False)
+        return float(sum(costs[p, q, end] for p, q, end in ends))
+
+    best = min(((0, *rest) for rest in combinations(range(1, steps), computed - 1)), key=cost)
+    assert cheapest_steps(costs, computed) == "".join("b" if i in best else "-" for i in range(steps))
+
+
+def test_steps_at_even_distances() -> None:
+    assert spread(9, 3, 1, 1) == "b---b---b"
+    assert spread(10, 6, 2, 2) == "bb-b--b-bb"
+    assert spread(10, 3, 2, 2) is None
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("psnr>=37", "psnr>=37"), (" forwards <= 0.40", "forwards<=0.4"), ("rel_l2<=2e-2", "rel_l2<=0.02")],
+    [
+        ("psnr>=37", "psnr>=37"),
+        (" forwards <= 0.40", "forwards<=0.4"),
+        ("rel_l2<=2e-2,fidelity>=-0.01", "rel_l2<=0.02, fidelity>=-0.01"),
+    ],
 )
 def test_a_budget_is_read(text: str, said: str) -> None:
-    assert str(Limit.parse(text)) == said
+    assert str(Budget.parse(text)) == said
 
 
-@pytest.mark.parametrize("text", ["psnr<=37", "forwards<=1.5", "forwards<=0", "speed>=2", "psnr>=", ""])
-def test_another_budget_is_refused(text: str) -> None:
-    with pytest.raises(BadInput, match=r"is none of: psnr>=37, rel_l2<=0.02, forwards<=0.4|at most 1"):
-        Limit.parse(text)
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("psnr<=37", "is none of psnr>=37"),
+        ("forwards<=1.5", "forwards are a share, at most 1"),
+        ("forwards<=0", "is above 0"),
+        ("fidelity>=0.5", "from -1 to 0"),
+        ("psnr>=37, psnr>=40", "two limits of one kind"),
+        ("psnr>=37;rel_l2<=1", "joined by a comma"),
+        ("speed>=2", "is none of"),
+        ("psnr>=", "is none of"),
+        ("", "is none of"),
+    ],
+)
+def test_another_budget_is_refused(text: str, why: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(why)):
+        Budget.parse(text)
 
 
 def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -84,4 +131,11 @@ def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytes
     none = run(capfd, *clip, "--schedule", "fast")
     assert none.code == 2 and "has no schedule 'fast'; one of exact, half, a file" in none.err
     few = run(capfd, *ask, "--budget", "psnr>=99", "--replace")
-    assert few.code == 2 and "keeps psnr>=99; give a wider budget" in few.err
+    assert few.code == 1 and "no schedule keeps psnr>=99: " in few.err
+    unsaid = run(capfd, *ask, "--budget", "fidelity>=-0.1", "--replace")
+    assert unsaid.code == 2 and "say with --scorer MODULE:FUNCTION how clips are scored" in unsaid.err
+    exact = run(capfd, *ask, "--budget", "psnr>=30", "--name", "exact", "--replace")
+    assert exact.code == 2 and "'exact' cannot name a schedule" in exact.err
+    scored = ("--budget", "forwards<=0.5, fidelity>=-0.5", "--scorer", "demo.reader:shown", "--replace", "--json")
+    judged = json.loads(run(capfd, *ask, *scored).out)
+    assert judged["forwards"] <= 0.5 and -0.5 <= judged["fidelity_change"] <= 0.5 and judged["floor_psnr"] > 60

@@ -73,7 +73,7 @@ def test_what_is_written_is_read(bundle: Bundle) -> None:
         (lambda facts: facts["coefficients"][1].__setitem__(0, float("nan")), "a number is infinite, not a number"),
         (lambda facts: facts["bounds"].__setitem__(0, -1.0), "or a bound below 0"),
         (lambda facts: facts.update(size="large"), "is damaged"),
-        (lambda facts: facts.update(name="../up"), "is not of small letters, digits"),
+        (lambda facts: facts.update(name="../up"), "'../up' cannot name a schedule"),
         (lambda facts: facts.update(guidance=[1.0]), "guidance is not a least and a most"),
         (lambda facts: facts.pop("bounds"), "is damaged"),
         (lambda facts: facts.update(mood="good"), "is damaged"),
@@ -151,6 +151,19 @@ def test_a_forecast_that_misses_is_mended(scheduler: str, bundle: Bundle) -> Non
         assert np.linalg.norm(one - other) / np.linalg.norm(other) < 1e-5
     again = pipeline.sample(replace(asked, schedule=tight))
     np.testing.assert_array_equal(again, pipeline.sample(replace(asked, schedule=tight)))
+
+
+def test_the_second_time_a_schedule_is_given_up(bundle: Bundle) -> None:
+    """After two forecasts that missed, every step that is left is computed."""
+    asked = replace(REQUEST, steps=8)
+    schedule = made(bundle, "b-b-b---", order=1)
+    tight = replace(schedule, bounds=(0.0, 0.0, 1e-9, 0.0, 1e-9, 0.0, 0.0, 0.0))
+    pipeline = Pipeline(bundle, EngineOptions("onnxruntime"))
+    found = pipeline.generate(replace(asked, schedule=tight)).provenance
+    # All eight steps, the two that alarmed twice.
+    assert (found["forwards"], found["schedule"]["repaired"]) == (2 * (8 + 2), 2)
+    made_whole, whole = (pipeline.sample(replace(asked, schedule=each)) for each in (tight, None))
+    assert np.linalg.norm(made_whole - whole) / np.linalg.norm(whole) < 1e-5
 
 
 def test_all_steps_computed_and_held_is_the_sampling_itself(bundle: Bundle) -> None:

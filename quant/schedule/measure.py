@@ -1,0 +1,105 @@
+"""What a schedule comes to on clips that it was not fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelquant.quant.schedule.trajectories import Floats, Trajectory
+from reelquant.runtime.errors import BadInput
+from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.sampling.denoise import denoise
+from reelquant.runtime.sampling.schedule import Schedule
+from reelquant.runtime.sampling.stepper import Work
+
+Pixels = NDArray[np.uint8]
+Scorer = Callable[[str, Pixels], float]
+
+
+class HeldOut:
+    """Clips with every step computed, against which those of schedules are held.
+
+    ``scorer`` says which share of what a prompt asks for a clip [frames, height, width, 3] shows, 0 to 1.
+    """
+
+    def __init__(self, pipeline: Pipeline, clips: Sequence[Trajectory], scorer: Scorer | None = None) -> None:
+        self._pipeline, self._clips, self._scorer = pipeline, clips, scorer
+        self._whole = [self._decoded(each, each.final) for each in clips]
+        self._fidelity = self._score(self._whole)
+
+    def measured(self, schedule: Schedule) -> dict[str, Any]:
+        """PSNR in dB of the frames, mean, 5th percentile and least; relative L2 of the final latents, mean and most; the share of
+        forwards that ran, and how many stretches were computed after all; fidelity where there is a scorer.
+        """
+        frames, errors, forwards, repaired = [], [], 0, 0
+        for each in self._clips:
+            work = Work()
+            conditioning = replace(each.conditioning, run=each.run())
+            latents = denoise(self._pipeline.transformer(), conditioning, schedule=schedule, work=work)
+            frames.append(self._decoded(each, latents))
+            errors.append(float(np.linalg.norm(latents - each.final) / np.linalg.norm(each.final)))
+            forwards += work.forwards
+            repaired += work.repaired
+        psnrs = [psnr(*pair) for pair in zip(frames, self._whole, strict=True)]
+        found = {
+            "psnr": round(float(np.mean(psnrs)), 2),
+            "psnr_p5": round(float(np.percentile(psnrs, 5)), 2),
+            "psnr_least": round(min(psnrs), 2),
+            "rel_l2": float(np.mean(errors)),
+            "rel_l2_most": max(errors),
+            "forwards": forwards / (2 * schedule.steps * len(self._clips)),
+            "clips": len(self._clips),
+            "repaired": repaired,
+        }
+        if self._fidelity is not None:
+            fidelity = self._score(frames)
+            assert fidelity is not None
+            found |= {"fidelity": round(fidelity, 4), "fidelity_change": round(fidelity - self._fidelity, 4)}
+        return found
+
+    def floor(self, other: Pipeline) -> float:
+        """The PSNR in dB of the first clip, every step computed, on another engine: what engines alone make of a difference."""
+        first = self._clips[0]
+        conditioning = replace(first.conditioning, run=first.run())
+        return round(psnr(self._decoded(first, denoise(other.transformer(), conditioning)), self._whole[0]), 2)
+
+    def _decoded(self, clip: Trajectory, latents: Floats) -> Pixels:
+        # Without the frames that CogVideoX 1.5 puts before a clip.
+        kept = self._pipeline.model.geometry.latent_frames(clip.resolved.size)
+        return self._pipeline.decode(latents[-kept:])
+
+    def _score(self, frames: Sequence[Pixels]) -> float | None:
+        if self._scorer is None:
+            return None
+        prompts = [each.resolved.request.prompt for each in self._clips]
+        return float(np.mean([self._scorer(*pair) for pair in zip(prompts, frames, strict=True)]))
+
+
+def load_scorer(where: str) -> Scorer:
+    """The function ``"module:function"``: (prompt, frames uint8 [frames, height, width, 3]) → the share of what the prompt asks for
+    that the clip shows, 0 to 1.
+
+    Raises:
+        BadInput: there is none such.
+    """
+    module, _, name = where.partition(":")
+    try:
+        found: Scorer = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise BadInput(
+            f"there is no scorer {where!r} ({error}); give MODULE:FUNCTION, a function of a prompt and the frames of a clip"
+        ) from error
+    if not callable(found):
+        raise BadInput(f"the scorer {where!r} is not a function; give MODULE:FUNCTION")
+    return found
+
+
+def psnr(found: Pixels, wanted: Pixels) -> float:
+    """Peak signal-to-noise ratio in dB, at most 138 (equal frames)."""
+    error = np.mean(np.square(found.astype(np.float64) - wanted))
+    return float(10 * np.log10(255**2 / max(float(error), 1e-9)))

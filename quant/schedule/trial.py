@@ -1,0 +1,35 @@
+"""Schedules on trial: each is fitted on a few clips, the best of them on all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reelquant.quant.schedule.fit import Fit, fit
+from reelquant.quant.schedule.search import Costs, candidates
+from reelquant.quant.schedule.trajectories import Trajectory
+from reelquant.runtime.pipeline import Pipeline
+
+FEW = 4  # clips of the first round
+FINALISTS = 2
+
+
+def best_fit(pipeline: Pipeline, clips: Sequence[Trajectory], costs: Costs, most: int, order: int) -> tuple[str, Fit]:
+    """The kinds of a schedule of at most ``most`` rows, and their fit on ``clips``: those that lose least of them."""
+    few, trials = clips[:FEW], candidates(costs, most)
+    if len(trials) > FINALISTS:
+        losses = {kinds: loss(fit(pipeline, few, kinds, order), few) for kinds in trials}
+        trials = sorted(trials, key=losses.__getitem__)[:FINALISTS]
+    fits = {kinds: fit(pipeline, clips, kinds, order) for kinds in trials}
+    return min(fits.items(), key=lambda item: loss(item[1], clips))
+
+
+def loss(found: Fit, clips: Sequence[Trajectory]) -> float:
+    """Of the final latents: half the mean and half the most of the logarithm of relative L2, so that no clip is left behind."""
+    errors = [
+        float(np.linalg.norm(made - each.final) / np.linalg.norm(each.final))
+        for made, each in zip(found.latents, clips, strict=True)
+    ]
+    logs = np.log(np.maximum(errors, 1e-9))
+    return float((logs.mean() + logs.max()) / 2)
