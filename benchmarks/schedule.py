@@ -37,14 +37,14 @@ from reelquant.runtime.request import Request
 SHARES = {"half": 1 / 2, "third": 1 / 3, "quarter": 1 / 4, "fifth": 1 / 5, "eighth": 1 / 8}
 GUIDANCE = 4.0  # what the bars were measured at; the pipelines' own is 6
 UNLIKE = (
-    "a photograph of a cat asleep on a windowsill, rain outside",
-    "",
-    "two red circles and a blue square, all of them still",
-    "circle circle circle circle circle circle circle circle",
-    "a purple hexagon spins slowly on a checkered background",
-    "the quick brown fox jumps over the lazy dog",
+    "two red circles and a blue square, still",
+    "circle circle circle circle circle circle",
+    "a purple hexagon spins",
     "red left square up white down",
-    "a huge yellow triangle moves down past a small cyan cross on a black background in the snow at night",
+    "a huge triangle moves down in the snow",
+    "a white circle moves left and right",
+    "moves",
+    "nothing at all",
 )
 
 

@@ -8,8 +8,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from reelquant.quant.evaluation.pictures import Pixels, psnr
 from reelquant.quant.schedule.trajectories import Floats, Trajectory
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
@@ -17,7 +17,6 @@ from reelquant.runtime.sampling.denoise import denoise
 from reelquant.runtime.sampling.schedule import Schedule
 from reelquant.runtime.sampling.stepper import Work
 
-Pixels = NDArray[np.uint8]
 Scorer = Callable[[str, Pixels], float]
 
 
@@ -97,9 +96,3 @@ def load_scorer(where: str) -> Scorer:
     if not callable(found):
         raise BadInput(f"the scorer {where!r} is not a function; give MODULE:FUNCTION")
     return found
-
-
-def psnr(found: Pixels, wanted: Pixels) -> float:
-    """Peak signal-to-noise ratio in dB, at most 138 (equal frames)."""
-    error = np.mean(np.square(found.astype(np.float64) - wanted))
-    return float(10 * np.log10(255**2 / max(float(error), 1e-9)))

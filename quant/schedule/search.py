@@ -11,6 +11,7 @@ the last step is beyond all of them: a trial says (:mod:`reelquant.quant.schedul
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def candidates(costs: Costs, most: int) -> list[str]:
     found = [planned, _ends_computed(planned), *(spread(steps, whole, *ends) for ends in _ENDS)]
     for half in (CONDITIONAL, UNCONDITIONAL):
         counts = (_late_half(cheapest_steps(costs, count), half) for count in range(whole + 1, steps + 1))
-        found += [kinds for kinds in counts if rows(kinds) <= most][-1:]
+        found += list(takewhile(lambda kinds: rows(kinds) <= most, counts))[-1:]
     return list(dict.fromkeys(kinds for kinds in found if kinds))
 
 

@@ -43,7 +43,7 @@ def test_recorded_searched_and_fitted(scheduler: str, demo_bundle: BundleMaker, 
     costs = stretch_costs(trajectories[:3])
     trials = candidates(costs, STEPS)
     assert len(trials) > 3 and all(kinds[0] == "b" and rows(kinds) <= STEPS for kinds in trials)
-    assert {"c", "u"} <= set("".join(trials))
+    assert scheduler == "dpm" or {"c", "u"} <= set("".join(trials))  # of DPM's steps none is late here
     kinds, found = best_fit(pipeline, trajectories[:3], costs, STEPS, 2)
     assert kinds in trials
     fit = schedule_of(pipeline, "half", first, 2, kinds, found)
@@ -131,7 +131,7 @@ def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytes
     none = run(capfd, *clip, "--schedule", "fast")
     assert none.code == 2 and "has no schedule 'fast'; one of exact, half, a file" in none.err
     few = run(capfd, *ask, "--budget", "psnr>=99", "--replace")
-    assert few.code == 1 and "no schedule keeps psnr>=99: " in few.err
+    assert few.code == 2 and "no schedule keeps psnr>=99: " in few.err
     unsaid = run(capfd, *ask, "--budget", "fidelity>=-0.1", "--replace")
     assert unsaid.code == 2 and "say with --scorer MODULE:FUNCTION how clips are scored" in unsaid.err
     exact = run(capfd, *ask, "--budget", "psnr>=30", "--name", "exact", "--replace")
