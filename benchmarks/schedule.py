@@ -95,7 +95,7 @@ def measured(
                     "psnr": found["psnr"],
                     "psnr_least": found["psnr_least"],
                     "forwards": round(found["forwards"] * 2 * steps, 2),
-                    "repaired": found["repaired"],
+                    "given_up": found["given_up"],
                 }
             fewer = [pipeline.generate(replace(each, steps=int(SHARES[name] * steps))).frames for each in asked]
             row["steps_only_psnr"] = round(float(np.mean([psnr(*pair) for pair in zip(fewer, exact, strict=True)])), 2)

@@ -63,7 +63,7 @@ def clip_provenance(
             "of": 2 * schedule.steps,  # forwards of the whole sampling
             "psnr": schedule.measured.get("psnr"),
             "psnr_p5": schedule.measured.get("psnr_p5"),
-            "repaired": work.repaired,
+            "given_up_at": work.given_up_at,
         }
     handed = ("latents", "image_noise", "step_noise")
     made["given"] = [name for name in handed if getattr(request, name) is not None]

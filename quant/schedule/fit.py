@@ -19,7 +19,7 @@ from reelquant.runtime.sampling.denoiser import Denoiser
 from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss
 
 RIDGE = 1e-5  # of each array's own energy
-MARGIN = 1.5  # by how much more than the worst of the fitted clips a check may miss
+MARGIN = 1.4  # by how much more than the worst of the fitted clips a check may miss
 
 
 @dataclass(frozen=True)

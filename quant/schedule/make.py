@@ -32,8 +32,8 @@ class SchedulePlan:
     (:func:`reelquant.quant.schedule.measure.load_scorer`) where fidelity counts."""
 
     data: str = "general"
-    prompts: int = 12
-    held_out: int = 6
+    prompts: int = 16
+    held_out: int = 8
     steps: int | None = None
     guidance: float | None = None
     scheduler: str | None = None

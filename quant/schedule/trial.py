@@ -11,7 +11,7 @@ from reelquant.quant.schedule.search import Costs, candidates
 from reelquant.quant.schedule.trajectories import Trajectory
 from reelquant.runtime.pipeline import Pipeline
 
-FEW = 4  # clips of the first round
+FEW = 3  # clips of the first round
 FINALISTS = 2
 
 

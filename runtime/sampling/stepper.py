@@ -15,10 +15,10 @@ Floats = NDArray[np.float32]
 
 @dataclass
 class Work:
-    """What the denoising of a clip took: ``forwards`` rows of steps, and how many stretches of a schedule were ``repaired``."""
+    """What the denoising of a clip took: ``forwards`` rows of steps, and at which step a schedule was given up, if it was."""
 
     forwards: int = 0
-    repaired: int = 0
+    given_up_at: int | None = None
 
 
 class Stepper:
