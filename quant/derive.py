@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from reelquant.quant.graph.graph_files import load_graph, load_mapped, save_graphs
 from reelquant.quant.graph.graph_stats import graph_stats
-from reelquant.runtime.bundle import ENGINES, Bundle, list_files, write_manifest
+from reelquant.runtime.bundle import ENGINES, SCHEDULES, Bundle, list_files, write_manifest
 from reelquant.runtime.bundle.manifest import Component
 from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.files.atomic import partial_folder
@@ -67,9 +67,9 @@ class Derivation:
 def derive_bundle(
     bundle: Bundle, out: Path, changed: Collection[str] = (), replace_out: bool = False, checked: bool = False
 ) -> Iterator[Derivation]:
-    """Make ``out`` of ``bundle``: the components ``changed`` are to be written by whoever asked, everything else but compiled
-    engines is the same. The manifest is written last; when this raises, nothing is. ``checked`` says that the bundle's
-    hashes were just compared. What is copied keeps its hash, so that a copy that went wrong is found when it is used.
+    """Make ``out`` of ``bundle``: the components ``changed`` are to be written by whoever asked, everything else is the same, but for
+    what was made of them: compiled engines, and of a transformer its schedules. The manifest is written last; when this raises, nothing is. ``checked`` says
+    that the bundle's hashes were just compared. What is copied keeps its hash, so that a copy that went wrong is found when it is used.
 
     Raises:
         BadInput: ``out`` is taken, or the disk is full.
@@ -78,12 +78,18 @@ def derive_bundle(
     if not checked:
         bundle.check_hashes()
     manifest = bundle.manifest
-    copied = {name: entry for name, entry in manifest.files.items() if name.split("/")[0] not in {*changed, ENGINES}}
+    left = {*changed, *([ENGINES] if changed else []), *([SCHEDULES] if "transformer" in changed else [])}
+    copied = {name: entry for name, entry in manifest.files.items() if name.split("/")[0] not in left}
     with partial_folder(out, replace_out) as folder:
         bundle.copy_files(folder, copied.__contains__)
         made = Derivation(bundle, folder, dict(manifest.components))
         yield made
         tools = {**manifest.tools, **({"onnx_ir": version("onnx_ir")} if changed else {})}
-        changes = {"components": made.components, "engines": {}, "tools": tools, **made.changes}
+        changes = {
+            "components": made.components,
+            "engines": {} if changed else manifest.engines,
+            "tools": tools,
+            **made.changes,
+        }
         files = copied | list_files(folder, lambda name: name not in copied)
         write_manifest(folder, replace(manifest, files=dict(sorted(files.items())), **changes))

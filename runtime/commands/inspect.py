@@ -12,6 +12,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, print_json
 from reelquant.runtime.engines.precision_notes import note_of
 from reelquant.runtime.engines.registry import installed_engine
+from reelquant.runtime.sampling.schedule import Schedule, load_schedule, schedules_of
 
 _COUNTS = ("nodes", "linears", "quantized_linears")
 
@@ -40,6 +41,11 @@ def inspect(bundle: Path, as_json: bool) -> None:
         )
     for name, record in manifest["engines"].items():
         click.echo(f"built for {name} {record['version']}")
+    for name, schedule in found["schedules"].items():
+        click.echo(
+            f"schedule {name}: {schedule['forwards']} of {schedule['of']} forwards"
+            + (f", {schedule['psnr']} dB to every step computed" if schedule["psnr"] is not None else "")
+        )
     if note:
         click.echo(f"{note.precision} on this CPU, with {engine.name}: {note.text}")
 
@@ -67,4 +73,16 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "weight_bytes": sum(weights.values()),
             "weight_dtypes": largest.get("weight_bytes_by_dtype", {}),
         }
-    return {"path": str(bundle.path), "digest": bundle.digest, "components": components, "manifest": manifest}
+    return {
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "components": components,
+        "schedules": {name: _of_schedule(load_schedule(name, bundle)) for name in schedules_of(bundle)},
+        "manifest": manifest,
+    }
+
+
+def _of_schedule(schedule: Schedule) -> dict[str, Any]:
+    """What it computes, and what was measured of it."""
+    of = 2 * schedule.steps
+    return {"kinds": schedule.kinds, "of": of, "psnr": None, **schedule.measured, "forwards": schedule.forwards}

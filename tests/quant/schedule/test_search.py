@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reelquant.quant.calibration.data import CalibrationData
+from reelquant.quant.derive import derive_bundle
 from reelquant.quant.schedule.budget import Budget
 from reelquant.quant.schedule.make import schedule_of
 from reelquant.quant.schedule.search import candidates, cheapest_steps, rows, spread, stretch_costs
@@ -22,7 +23,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sampling.denoise import denoise
-from reelquant.runtime.sampling.schedule import Forecaster
+from reelquant.runtime.sampling.schedule import Forecaster, schedules_of
 from tests.command_line import run
 from tests.conftest import BundleMaker
 
@@ -119,7 +120,8 @@ def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytes
     assert rows(said["kinds"]) <= STEPS and said["clips"] == 2 and said["psnr_least"] <= said["psnr"]
     made = Bundle.open(out)
     made.verify()
-    assert made.digest == source.digest
+    assert made.digest == source.digest and made.manifest.engines == source.manifest.engines
+    assert "schedule half: " in run(capfd, "inspect", out).out
     clip = ("generate", out, "a red circle moves right", "-o", tmp_path / "clip.mp4", "--seed", "1", "--json")
     shown = json.loads(run(capfd, *clip, "--steps", str(STEPS), "--schedule", "half").out)
     assert shown["forwards"] >= 2 and shown["schedule"]["name"] == "half" and shown["schedule_note"] is None
@@ -138,4 +140,8 @@ def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytes
     assert exact.code == 2 and "'exact' cannot name a schedule" in exact.err
     scored = ("--budget", "forwards<=0.5, fidelity>=-0.5", "--scorer", "demo.reader:shown", "--replace", "--json")
     judged = json.loads(run(capfd, *ask, *scored).out)
+    assert schedules_of(Bundle.open(out)) == ["balanced"]
+    with derive_bundle(Bundle.open(out), tmp_path / "changed", ["transformer"]) as derived:
+        derived.keep("transformer")
+    assert schedules_of(Bundle.open(tmp_path / "changed")) == []
     assert judged["forwards"] <= 0.5 and -0.5 <= judged["fidelity_change"] <= 0.5 and judged["floor_psnr"] > 60

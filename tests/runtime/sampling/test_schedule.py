@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from reelquant.runtime import ReelquantPipeline
 from reelquant.runtime.bundle import SCHEDULES, Bundle, list_files, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput, BundleError
@@ -128,6 +129,12 @@ def test_a_bundles_own_schedule(bundle: Bundle, tmp_path: Path) -> None:
     again = pipeline.generate(replace(REQUEST, schedule=tmp_path / SCHEDULES / "held.json"))
     assert again.frames.tobytes() == clip.frames.tobytes()
     assert pipeline.generate(replace(REQUEST, schedule="exact")).provenance["forwards"] == 8
+    pipe = ReelquantPipeline(tmp_path, engine="onnxruntime")
+    asked: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 6.0, "generator": 1, "output_type": "latent"}
+    fast, whole = (pipe("a circle", schedule=each, **asked).frames for each in ("held", None))
+    assert not np.array_equal(fast, whole)
+    with pytest.warns(UserWarning, match="it was made for 4 steps, and the clip has 3"):
+        pipe("a circle", schedule="held", **{**asked, "num_inference_steps": 3})
     (tmp_path / SCHEDULES / "held.json").write_text(made(bundle).to_json().replace("held", "hold"))
     with pytest.raises(BundleError, match="was changed after export"):
         load_schedule("held", has)
