@@ -6,7 +6,7 @@
 
 PSNR is to the same clip with every step computed (same noise), ``forwards`` is what clips took in the mean, with all that the guard
 computed after all, of ``of``. ``steps_only_psnr`` is of simply taking as many steps. With ``--unlike``, prompts are of another kind than
-those of the fit, and ``promised`` is the 5th percentile on prompts of that kind: the guard is to keep clips above it.
+those of the fit, and ``promised`` is the 5th percentile on prompts of that kind; ``unlike_strict`` is with a guard of 1.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def measured(
         exact = [pipeline.decode(each.final) for each in clips]
         for name in shares:
             budget = Budget.parse(f"forwards<={SHARES[name]:.4f}")
-            schedule = cheapest(pipeline, name, seen, unseen, budget, plan.order)
+            schedule = cheapest(pipeline, name, seen, unseen, budget, plan)
             row = {
                 "task": task,
                 "scheduler": scheduler,
@@ -89,14 +89,16 @@ def measured(
                 "of": 2 * steps,
             }
             if others is not None:
-                found = others.measured(schedule)
-                row["unlike"] = {
-                    "promised": row["psnr_p5"],
-                    "psnr": found["psnr"],
-                    "psnr_least": found["psnr_least"],
-                    "forwards": round(found["forwards"] * 2 * steps, 2),
-                    "given_up": found["given_up"],
-                }
+                strict = replace(schedule, bounds=tuple(bound / plan.guard for bound in schedule.bounds))
+                for key, each in (("unlike", schedule), ("unlike_strict", strict)):
+                    found = others.measured(each)
+                    row[key] = {
+                        "promised": row["psnr_p5"],
+                        "psnr": found["psnr"],
+                        "psnr_least": found["psnr_least"],
+                        "forwards": round(found["forwards"] * 2 * steps, 2),
+                        "given_up": found["given_up"],
+                    }
             fewer = [pipeline.generate(replace(each, steps=int(SHARES[name] * steps))).frames for each in asked]
             row["steps_only_psnr"] = round(float(np.mean([psnr(*pair) for pair in zip(fewer, exact, strict=True)])), 2)
             yield row

@@ -45,6 +45,7 @@ COMMANDS = {
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),
+    "batch": ("reelquant.runtime.commands.batch:batch", "", "Make many clips, none of them twice."),
     "embed": ("reelquant.runtime.commands.embed:embed", "", "Compute prompts' embeddings ahead, for a run without T5."),
     "decode": ("reelquant.runtime.commands.decode:decode", "", "Make a clip of latents that generate --latents kept."),
     "inspect": ("reelquant.runtime.commands.inspect:inspect", "", "Say what a bundle holds and how it was made."),

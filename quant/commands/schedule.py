@@ -26,9 +26,12 @@ def _plan(
     seed: int,
     engine: str | None,
     scorer: str | None,
+    guard: float,
 ) -> SchedulePlan:
     chosen = get_engine(engine).name if engine else None
-    return SchedulePlan(data, prompts, held_out, steps, guidance, scheduler, seed, engine=chosen, scorer=scorer)
+    return SchedulePlan(
+        data, prompts, held_out, steps, guidance, scheduler, seed, guard=guard, engine=chosen, scorer=scorer
+    )
 
 
 _PLAN = option_group(
@@ -54,6 +57,13 @@ _PLAN = option_group(
         "--scorer",
         metavar="MODULE:FUNCTION",
         help="What says how much of a prompt a clip shows, for fidelity: a Python function (prompt, frames) → 0 to 1.",
+    ),
+    click.option(
+        "--guard",
+        type=click.FloatRange(0, min_open=True),
+        default=SchedulePlan.guard,
+        show_default=True,
+        help="How many times as much as on the clips of the fit a forecast may miss; beyond, the rest of a clip is computed.",
     ),
 )
 

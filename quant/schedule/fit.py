@@ -19,7 +19,7 @@ from reelquant.runtime.sampling.denoiser import Denoiser
 from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss
 
 RIDGE = 1e-5  # of each array's own energy
-MARGIN = 1.4  # by how much more than the worst of the fitted clips a check may miss
+GUARD = 2.0  # how many times the most of the fitted clips a forecast may miss
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ class _Clip:
         self.seen.see(*((clean, None) if row else (None, clean)))
 
 
-def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, order: int) -> Fit:
-    """Sample the clips as ``kinds`` says, and find what each step's forecast is put together from."""
+def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, order: int, guard: float = GUARD) -> Fit:
+    """Sample the clips as ``kinds`` says, and find what each step's forecast is put together from. Bounds are ``guard`` times what the
+    forecasts of these clips miss by at most.
+    """
     clips = [
         _Clip(each, each.denoiser(pipeline), each.run(), Forecaster(order), each.conditioning.latents)
         for each in trajectories
@@ -76,7 +78,7 @@ def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, orde
                 found = [clip.seen.clean(clip.seen.held(clip.scale(i)), clip.latents) for clip in clips]
                 check = _solved(before, found, held)
                 forecasts = [_sum(check, arrays) for arrays in before]
-                bound = MARGIN * max(miss(*pair) for pair in zip(found, forecasts, strict=True))
+                bound = guard * max(miss(*pair) for pair in zip(found, forecasts, strict=True))
         checks.append(check)
         bounds.append(bound)
         moves = [clip.run.toward(i, clip.latents) for clip in clips]

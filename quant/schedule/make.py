@@ -10,7 +10,7 @@ from pathlib import Path
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.derive import derive_bundle
 from reelquant.quant.schedule.budget import Budget
-from reelquant.quant.schedule.fit import Fit
+from reelquant.quant.schedule.fit import GUARD, Fit
 from reelquant.quant.schedule.measure import HeldOut, load_scorer
 from reelquant.quant.schedule.search import stretch_costs
 from reelquant.quant.schedule.trajectories import Trajectory, record
@@ -29,7 +29,8 @@ from reelquant.runtime.sampling.schedule import Schedule, check_name, scheduler_
 @dataclass(frozen=True)
 class SchedulePlan:
     """Of which clips a schedule is made: fitted on the first ``prompts`` of ``data``, tried on the last ``held_out``, by ``scorer``
-    (:func:`reelquant.quant.schedule.measure.load_scorer`) where fidelity counts."""
+    (:func:`reelquant.quant.schedule.measure.load_scorer`) where fidelity counts. A forecast that misses by more than ``guard`` times what those
+    of the fit did ends the schedule of a clip."""
 
     data: str = "general"
     prompts: int = 16
@@ -39,6 +40,7 @@ class SchedulePlan:
     scheduler: str | None = None
     seed: int = 0
     order: int = 2
+    guard: float = GUARD
     engine: str | None = None
     scorer: str | None = None
 
@@ -86,7 +88,7 @@ def make_schedule(
         with scratch_folder(derived.folder, "trajectories") as folder:
             trajectories = record(pipeline, requests, folder, progress)
             seen, unseen = trajectories[: plan.prompts], HeldOut(pipeline, trajectories[plan.prompts :], scorer)
-            made = cheapest(pipeline, name, seen, unseen, budget, plan.order, progress)
+            made = cheapest(pipeline, name, seen, unseen, budget, plan, progress)
             made = replace(made, measured={**made.measured, "floor_psnr": _floor(pipeline, unseen)})
         (derived.folder / SCHEDULES).mkdir(exist_ok=True)
         (derived.folder / SCHEDULES / f"{name}.json").write_text(made.to_json(), encoding="utf-8")
@@ -99,10 +101,10 @@ def cheapest(
     seen: Sequence[Trajectory],
     unseen: HeldOut,
     budget: Budget,
-    order: int,
+    plan: SchedulePlan,
     progress: Progress = SILENT,
 ) -> Schedule:
-    """The schedule with the fewest forwards that keeps ``budget``, fitted on ``seen``.
+    """The schedule with the fewest forwards that keeps ``budget``, fitted on ``seen``; of ``plan``, its order and guard.
 
     Raises:
         AccuracyError: none does.
@@ -111,13 +113,17 @@ def cheapest(
     all_rows = 2 * seen[0].resolved.steps
 
     def tried(most: int) -> Schedule:
-        made = schedule_of(pipeline, name, seen[0], order, *best_fit(pipeline, seen, costs, most, order))
+        made = schedule_of(
+            pipeline, name, seen[0], plan.order, *best_fit(pipeline, seen, costs, most, plan.order, plan.guard)
+        )
         return replace(made, measured=unseen.measured(made))
 
     high = min(all_rows - 1, int(budget.share * all_rows))
     made = tried(high)
-    while budget.share < (took := made.measured["forwards"]) and high > 2:  # what was mended counts as well
-        high = max(2, high - math.ceil((took - budget.share) * all_rows))
+    while (
+        budget.share < (took := made.measured["forwards"]) and high > 2
+    ):  # clips of which it was given up count as well
+        high = max(2, high - math.ceil((took - budget.share) * all_rows / 2))
         made = tried(high)
     best, low = (made if budget.kept(made.measured) else None), 2
     if best is None:

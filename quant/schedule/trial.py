@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from reelquant.quant.schedule.fit import Fit, fit
+from reelquant.quant.schedule.fit import GUARD, Fit, fit
 from reelquant.quant.schedule.search import Costs, candidates
 from reelquant.quant.schedule.trajectories import Trajectory
 from reelquant.runtime.pipeline import Pipeline
@@ -15,13 +15,15 @@ FEW = 3  # clips of the first round
 FINALISTS = 2
 
 
-def best_fit(pipeline: Pipeline, clips: Sequence[Trajectory], costs: Costs, most: int, order: int) -> tuple[str, Fit]:
+def best_fit(
+    pipeline: Pipeline, clips: Sequence[Trajectory], costs: Costs, most: int, order: int, guard: float = GUARD
+) -> tuple[str, Fit]:
     """The kinds of a schedule of at most ``most`` rows, and their fit on ``clips``: those that lose least of them."""
     few, trials = clips[:FEW], candidates(costs, most)
     if len(trials) > FINALISTS:
         losses = {kinds: loss(fit(pipeline, few, kinds, order), few) for kinds in trials}
         trials = sorted(trials, key=losses.__getitem__)[:FINALISTS]
-    fits = {kinds: fit(pipeline, clips, kinds, order) for kinds in trials}
+    fits = {kinds: fit(pipeline, clips, kinds, order, guard) for kinds in trials}
     return min(fits.items(), key=lambda item: loss(item[1], clips))
 
 
