@@ -19,7 +19,7 @@ from reelquant.runtime.sampling.denoiser import Denoiser
 from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss
 
 RIDGE = 1e-5  # of each array's own energy
-GUARD = 2.0  # how many times the most of the fitted clips a forecast may miss
+GUARD = 3.0  # how many times the most of the fitted clips a forecast may miss
 
 
 @dataclass(frozen=True)
