@@ -114,9 +114,13 @@ def cheapest(
 
     def tried(most: int) -> Schedule:
         made = schedule_of(
-            pipeline, name, seen[0], plan.order, *best_fit(pipeline, seen, costs, most, plan.order, plan.guard)
+            pipeline,
+            name,
+            seen[0],
+            plan.order,
+            *best_fit(pipeline, seen, costs, most, plan.order, plan.guard, progress),
         )
-        return replace(made, measured=unseen.measured(made))
+        return replace(made, measured=unseen.measured(made, progress))
 
     high = min(all_rows - 1, int(budget.share * all_rows))
     made = tried(high)

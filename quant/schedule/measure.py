@@ -13,6 +13,7 @@ from reelquant.quant.evaluation.pictures import Pixels, psnr
 from reelquant.quant.schedule.trajectories import Floats, Trajectory
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sampling.denoise import denoise
 from reelquant.runtime.sampling.schedule import Schedule
 from reelquant.runtime.sampling.stepper import Work
@@ -31,21 +32,23 @@ class HeldOut:
         self._whole = [self._decoded(each, each.final) for each in clips]
         self._fidelity = self._score(self._whole)
 
-    def measured(self, schedule: Schedule) -> dict[str, Any]:
+    def measured(self, schedule: Schedule, progress: Progress = SILENT) -> dict[str, Any]:
         """PSNR in dB of the frames, mean, 5th percentile and least; relative L2 of the final latents, mean and most; the share of
         forwards that ran; fidelity where there is a scorer. Clips of which the schedule was ``given_up`` count in what ran, and not in
         how near clips are: they would be better than they are due to the schedule.
         """
         frames, errors, forwards = [], [], 0
         kept = []
-        for each in self._clips:
-            work = Work()
-            conditioning = replace(each.conditioning, run=each.run())
-            latents = denoise(self._pipeline.transformer(), conditioning, schedule=schedule, work=work)
-            frames.append(self._decoded(each, latents))
-            errors.append(float(np.linalg.norm(latents - each.final) / np.linalg.norm(each.final)))
-            forwards += work.forwards
-            kept.append(work.given_up_at is None)
+        with progress.stage("measure", len(self._clips)) as advance:
+            for each in self._clips:
+                work = Work()
+                conditioning = replace(each.conditioning, run=each.run())
+                latents = denoise(self._pipeline.transformer(), conditioning, schedule=schedule, work=work)
+                frames.append(self._decoded(each, latents))
+                errors.append(float(np.linalg.norm(latents - each.final) / np.linalg.norm(each.final)))
+                forwards += work.forwards
+                kept.append(work.given_up_at is None)
+                advance()
         given_up = len(kept) - sum(kept)
         if given_up == len(kept):
             kept = [True] * len(kept)

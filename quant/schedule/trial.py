@@ -10,20 +10,34 @@ from reelquant.quant.schedule.fit import GUARD, Fit, fit
 from reelquant.quant.schedule.search import Costs, candidates
 from reelquant.quant.schedule.trajectories import Trajectory
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.progress import SILENT, Progress
 
 FEW = 3  # clips of the first round
 FINALISTS = 2
 
 
 def best_fit(
-    pipeline: Pipeline, clips: Sequence[Trajectory], costs: Costs, most: int, order: int, guard: float = GUARD
+    pipeline: Pipeline,
+    clips: Sequence[Trajectory],
+    costs: Costs,
+    most: int,
+    order: int,
+    guard: float = GUARD,
+    progress: Progress = SILENT,
 ) -> tuple[str, Fit]:
     """The kinds of a schedule of at most ``most`` rows, and their fit on ``clips``: those that lose least of them."""
     few, trials = clips[:FEW], candidates(costs, most)
-    if len(trials) > FINALISTS:
-        losses = {kinds: loss(fit(pipeline, few, kinds, order), few) for kinds in trials}
-        trials = sorted(trials, key=losses.__getitem__)[:FINALISTS]
-    fits = {kinds: fit(pipeline, clips, kinds, order, guard) for kinds in trials}
+    with progress.stage(f"try schedules of {most} forwards", len(trials) + FINALISTS) as advance:
+
+        def fitted(kinds: str, some: Sequence[Trajectory]) -> Fit:
+            found = fit(pipeline, some, kinds, order, guard)
+            advance()
+            return found
+
+        if len(trials) > FINALISTS:
+            losses = {kinds: loss(fitted(kinds, few), few) for kinds in trials}
+            trials = sorted(trials, key=losses.__getitem__)[:FINALISTS]
+        fits = {kinds: fitted(kinds, clips) for kinds in trials}
     return min(fits.items(), key=lambda item: loss(item[1], clips))
 
 

@@ -28,6 +28,7 @@ from tests.command_line import run
 from tests.conftest import BundleMaker
 
 STEPS = 10
+QUICK = 6
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
@@ -115,20 +116,20 @@ def test_another_budget_is_refused(text: str, why: str) -> None:
 
 def test_the_command_line(demo_bundle: BundleMaker, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source, out = demo_bundle("t2v", "fp32"), tmp_path / "out"
-    ask = ("schedule", source.path, out, "--data", "demo", "--prompts", "3", "--held-out", "2", "--steps", str(STEPS))
+    ask = ("schedule", source.path, out, "--data", "demo", "--prompts", "3", "--held-out", "2", "--steps", str(QUICK))
     said = json.loads(run(capfd, *ask, "--budget", "forwards<=0.5", "--name", "half", "--json").out)
-    assert rows(said["kinds"]) <= STEPS and said["clips"] == 2 and said["psnr_least"] <= said["psnr"]
+    assert rows(said["kinds"]) <= QUICK and said["clips"] == 2 and said["psnr_least"] <= said["psnr"]
     made = Bundle.open(out)
     made.verify()
     assert made.digest == source.digest and made.manifest.engines == source.manifest.engines
     assert "schedule half: " in run(capfd, "inspect", out).out
     clip = ("generate", out, "a red circle moves right", "-o", tmp_path / "clip.mp4", "--seed", "1", "--json")
-    shown = json.loads(run(capfd, *clip, "--steps", str(STEPS), "--schedule", "half").out)
+    shown = json.loads(run(capfd, *clip, "--steps", str(QUICK), "--schedule", "half").out)
     assert shown["forwards"] >= 2 and shown["schedule"]["name"] == "half" and shown["schedule_note"] is None
     again = run(capfd, "generate", out, "--like", tmp_path / "clip.mp4", "-o", tmp_path / "again.mp4", "--json")
     assert json.loads(again.out)["sha256_frames"] == shown["sha256_frames"]
     other = run(capfd, *clip, "--steps", "4", "--schedule", "half")
-    assert "schedule half does not hold for this clip: it was made for 10 steps, and the clip has 4" in other.err
+    assert "schedule half does not hold for this clip: it was made for 6 steps, and the clip has 4" in other.err
     assert json.loads(other.out)["forwards"] == 8
     none = run(capfd, *clip, "--schedule", "fast")
     assert none.code == 2 and "has no schedule 'fast'; one of exact, half, a file" in none.err
