@@ -40,7 +40,7 @@ COMMANDS = {
     "schedule": (
         "reelquant.quant.commands.schedule:schedule",
         "export",
-        "Find which steps of a clip can be forecast, within a budget.",
+        "Find which steps of a clip can be left out.",
     ),
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),

@@ -11,7 +11,6 @@ the last step is beyond all of them: a trial says (:mod:`reelquant.quant.schedul
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +29,9 @@ def candidates(costs: Costs, most: int) -> list[str]:
     steps, whole = costs.shape[1], max(1, most // 2)
     planned = cheapest_steps(costs, whole)
     found = [planned, _ends_computed(planned), *(spread(steps, whole, *ends) for ends in _ENDS)]
+    denser = [cheapest_steps(costs, count) for count in range(whole + 1, min(steps, most) + 1)]
     for half in (CONDITIONAL, UNCONDITIONAL):
-        counts = (_late_half(cheapest_steps(costs, count), half) for count in range(whole + 1, steps + 1))
-        found += list(takewhile(lambda kinds: rows(kinds) <= most, counts))[-1:]
+        found += [kinds for kinds in (_late_half(each, half) for each in denser) if rows(kinds) <= most][-1:]
     return list(dict.fromkeys(kinds for kinds in found if kinds))
 
 
