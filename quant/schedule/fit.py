@@ -16,7 +16,7 @@ from reelquant.quant.schedule.trajectories import Floats, Trajectory, flat
 from reelquant.runtime.models.cogvideox.schedulers import Run
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sampling.denoiser import Denoiser
-from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss, weighted
 
 RIDGE = 1e-5  # of each array's own energy
 GUARD = 3.0  # how many times the most of the fitted clips a forecast may miss
@@ -77,7 +77,7 @@ def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, orde
             if kind == BOTH and i > 0:
                 found = [clip.seen.clean(clip.seen.held(clip.scale(i)), clip.latents) for clip in clips]
                 check = _solved(before, found, held)
-                forecasts = [_sum(check, arrays) for arrays in before]
+                forecasts = [weighted(check, arrays) for arrays in before]
                 bound = guard * max(miss(*pair) for pair in zip(found, forecasts, strict=True))
         checks.append(check)
         bounds.append(bound)
@@ -104,10 +104,3 @@ def _solved(arrays: Sequence[Sequence[Floats]], wanted: Sequence[Floats], prior:
     ridge = np.diag(RIDGE * energy + 1e-9 * energy.max())
     solved: NDArray[np.float64] = np.asarray(prior) + np.linalg.solve(gram + ridge, products - gram @ prior)
     return tuple(map(float, solved))
-
-
-def _sum(coefficients: Sequence[float], arrays: Sequence[Floats]) -> Floats:
-    made = np.zeros_like(arrays[0])
-    for coefficient, array in zip(coefficients, arrays, strict=True):
-        made += np.float32(coefficient) * array
-    return made

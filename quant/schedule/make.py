@@ -124,12 +124,11 @@ def cheapest(
 
     high = min(all_rows - 1, int(budget.share * all_rows))
     made = tried(high)
-    while (
-        budget.share < (took := made.measured["forwards"]) and high > 2
-    ):  # clips of which it was given up count as well
+    # Clips of which it was given up count as well.
+    while "forwards" in budget and budget.share < (took := made.measured["forwards"]) and high > 2:
         high = max(2, high - math.ceil((took - budget.share) * all_rows / 2))
         made = tried(high)
-    best, low = (made if budget.kept(made.measured) else None), 2
+    best, low = (made if _keeps(budget, made) else None), 2
     if best is None:
         measured = made.measured
         raise AccuracyError(
@@ -142,12 +141,18 @@ def cheapest(
         while low < high:
             middle = (low + high) // 2
             made = tried(middle)
-            if budget.kept(made.measured):
-                best, high = made, middle
+            if _keeps(budget, made):
+                high = middle
+                best = min(best, made, key=lambda each: float(each.measured["forwards"]))
             else:
                 low = middle + 1
             advance()
     return best
+
+
+def _keeps(budget: Budget, made: Schedule) -> bool:
+    """Whether it keeps the budget, and saves anything: one that nearly every clip gives up would be near enough, and cost more."""
+    return budget.kept(made.measured) and made.measured["forwards"] < 1
 
 
 def schedule_of(pipeline: Pipeline, name: str, clip: Trajectory, order: int, kinds: str, found: Fit) -> Schedule:

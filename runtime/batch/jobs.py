@@ -13,7 +13,7 @@ from reelquant.runtime.errors import BadInput
 from reelquant.runtime.media.video import SUFFIXES, read_provenance
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.remake import pixels_digest
-from reelquant.runtime.request import Request
+from reelquant.runtime.request import Request, ResolvedRequest
 from reelquant.runtime.sizes import Size
 
 # What a line may say, and of which types; a null is as if it said nothing.
@@ -43,16 +43,17 @@ class Job:
     name: str
     request: Request
 
-    def digest(self, pipeline: Pipeline) -> str:
-        """Of all that decides the clip's frames: equal for the same clip of the same bundle on the same engine.
-
-        Raises:
-            BadInput: the request cannot be met; the message names the line.
+    def resolved(self, pipeline: Pipeline) -> ResolvedRequest:
+        """Raises:
+        BadInput: the request cannot be met; the message names the line.
         """
         try:
-            resolved = pipeline.resolve(self.request)
+            return pipeline.resolve(self.request)
         except BadInput as error:
             raise BadInput(f"line {self.line} ({self.name}): {error}") from error
+
+    def digest(self, pipeline: Pipeline, resolved: ResolvedRequest) -> str:
+        """Of all that decides the clip's frames: equal for the same clip of the same bundle on the same engine."""
         facts = {
             "bundle": pipeline.bundle.digest,
             "engine": [pipeline.engine.name, pipeline.engine.version()],

@@ -18,6 +18,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import AccuracyError, BadInput, EngineError
 from reelquant.runtime.files.atomic import scratch_folder
+from reelquant.runtime.machine.cpu_units import usable_cores
 from reelquant.runtime.media.video import check_output
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
@@ -72,14 +73,15 @@ def plan_batch(batch: Batch, jobs: Sequence[Job]) -> Planned:
     batch.out.mkdir(parents=True, exist_ok=True)
     pipeline, pending, made, notes = batch.pipeline(), [], [], []
     for job in jobs:
-        digest = job.digest(pipeline)
+        resolved = job.resolved(pipeline)
+        digest = job.digest(pipeline, resolved)
         check_output(batch.file(job))
         if is_made(batch.file(job), digest):
             made.append(job.name)
             continue
         pending.append((job, digest))
-        if note := pipeline.resolve(job.request).schedule_note:
-            notes.append(f"line {job.line} ({job.name}): {note}")
+        if resolved.schedule_note:
+            notes.append(f"line {job.line} ({job.name}): {resolved.schedule_note}")
     return Planned(tuple(pending), tuple(made), tuple(notes))
 
 
@@ -116,7 +118,7 @@ def _clips(batch: Batch, planned: Planned, folder: Path) -> Iterator[Made]:
         yield from (_make(batch, pipeline, *each) for each in planned.pending)
         return
     count = min(batch.workers, len(planned.pending))
-    threads = batch.options.cpu_threads() or max(1, _cores() // count)
+    threads = batch.options.cpu_threads() or max(1, usable_cores() // count)
     each = replace(batch, options=replace(batch.options, threads=threads))
     with _processes(count, each, folder) as pool:
         waiting = [pool.submit(_make_here, *job) for job in planned.pending]
@@ -178,7 +180,3 @@ def _make(batch: Batch, pipeline: Pipeline, job: Job, digest: str) -> Made:
     clip.save(file)
     seconds = round(time.monotonic() - began, 3)
     return Made(job.name, str(file), seconds, clip.provenance["forwards"], clip.sha256, clip.flaws)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

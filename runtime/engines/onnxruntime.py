@@ -17,7 +17,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
-from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm
+from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm, usable_cores
 from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.machine.memory import give_back_at_once
 
@@ -131,9 +131,7 @@ def _fewer_cores() -> int:
 
     Left to itself, ONNX Runtime starts a thread for every core of the machine, and those spin for each other.
     """
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
+    allowed = usable_cores()
     return allowed if allowed < (os.cpu_count() or 1) else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -10,6 +11,11 @@ INSTRUCTION_SETS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16",
                     "asimddp", "i8mm", "bf16", "sve")  # fmt: skip
 # Those that multiply bytes and add the products in 32 bits: INT8 is exact there, and fast.
 _INT8_UNITS = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+
+
+def usable_cores() -> int:
+    """How many cores this process may use: fewer than there are under taskset, or in a container's cpuset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_info() -> dict[str, str]:

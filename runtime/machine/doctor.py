@@ -15,7 +15,7 @@ from reelquant.runtime.engines.engine import EngineReport
 from reelquant.runtime.engines.precision_notes import Note
 from reelquant.runtime.engines.registry import engine_names, get_engine
 from reelquant.runtime.errors import EngineError
-from reelquant.runtime.machine.cpu_units import cpu_info, instruction_sets, read_lines
+from reelquant.runtime.machine.cpu_units import cpu_info, instruction_sets, read_lines, usable_cores
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def machine() -> Machine:
     """This machine's facts, read from /proc where there is one."""
     return Machine(
         cpu=cpu_info().get("model name") or platform.processor() or platform.machine(),
-        cores=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        cores=usable_cores(),
         memory=_memory(),
         instruction_sets=instruction_sets(),
         python=platform.python_version(),

@@ -1,4 +1,4 @@
-"""The transformer on one clip, and the loop over its steps: noise in, latents out."""
+"""The transformer on one clip: latents and a timestep in, velocity out."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 At a step that computes nothing, the clean latents are forecast from those of earlier steps and from the latents at hand, by
 coefficients that ``reelquant schedule`` fitted on clips of the bundle. Each computed step shows how wrong the forecast of it would
-have been; where that is more than on any of those clips, the rest of the clip is computed whole.
+have been; where that is more than its bound, the rest of the clip is computed whole.
 """
 
 from __future__ import annotations
@@ -235,10 +235,15 @@ class Forecaster:
 
     def clean(self, coefficients: Sequence[float], latents: Floats) -> Floats:
         """The clean latents that they come to."""
-        made = np.zeros_like(latents)
-        for coefficient, array in zip(coefficients, self.arrays(latents), strict=True):
-            made += np.float32(coefficient) * array
-        return made
+        return weighted(coefficients, self.arrays(latents))
+
+
+def weighted(coefficients: Sequence[float], arrays: Sequence[Floats]) -> Floats:
+    """The sum of the arrays, each times its coefficient, in float32."""
+    made = np.zeros_like(arrays[0])
+    for coefficient, array in zip(coefficients, arrays, strict=True):
+        made += np.float32(coefficient) * array
+    return made
 
 
 def miss(found: Floats, forecast: Floats) -> float:

@@ -66,6 +66,10 @@ def test_recorded_searched_and_fitted(scheduler: str, demo_bundle: BundleMaker, 
         with pytest.raises(AccuracyError, match=r"no schedule keeps psnr>=139: .*; give a wider budget"):
             held_out = HeldOut(pipeline, [unseen])
             cheapest(pipeline, "none", trajectories[:3], held_out, Budget.parse("psnr>=139"), SchedulePlan())
+        # A guard that no clip passes: all are exact, for more forwards than every step computed.
+        with pytest.raises(AccuracyError, match=r"no schedule keeps psnr>=20"):
+            strict = SchedulePlan(guard=1e-9)
+            cheapest(pipeline, "none", trajectories[:3], held_out, Budget.parse("psnr>=20"), strict)
 
 
 def test_no_steps_are_cheaper() -> None:

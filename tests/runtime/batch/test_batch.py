@@ -64,6 +64,19 @@ def test_clips_are_those_that_are_made_one_by_one(
     assert (out / "0002.mp4").stat().st_mtime_ns == before[out / "0002.mp4"]
 
 
+def working(group: int) -> list[str]:
+    """The processes of a group that have not ended, as /proc says."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, its_group = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:  # it ended meanwhile
+            continue
+        if int(its_group) == group and state != "Z":
+            found.append(path.parent.name)
+    return found
+
+
 def test_a_killed_batch_goes_on(bundle: Bundle, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Killed with its processes at work, it leaves whole clips alone, and the next run makes the others, each once."""
     lines = [{"prompt": "a circle", "steps": 12, "seed": seed} for seed in range(8)]
@@ -78,7 +91,9 @@ def test_a_killed_batch_goes_on(bundle: Bundle, tmp_path: Path, capfd: pytest.Ca
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    time.sleep(1.0)  # its processes see that, and end
+    while (left := working(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left  # its processes saw that, and ended
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("0*.mp4")}
     assert kept
     said = json.loads(run(capfd, *arguments).out)
