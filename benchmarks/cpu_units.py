@@ -30,18 +30,19 @@ from benchmarks.variants import VARIANTS
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.decoder_bundle import DecoderTrial, quantize_decoder
 from reelquant.quant.evaluation.teacher import Trial, pooled_rel_l2
-from reelquant.quant.evaluation.timing import in_turns, ratios, step_feeds
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.graph.static_shapes import known_shape
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines import onnxruntime, openvino
+from reelquant.runtime.engines import onnxruntime
+from reelquant.runtime.engines.openvino import kernels
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Feeds
 from reelquant.runtime.machine.cpu_units import instruction_sets
 from reelquant.runtime.machine.doctor import machine
 from reelquant.runtime.sizes import Size
+from reelquant.runtime.tune.timing import in_turns, ratios, step_feeds
 
 PRECISIONS = ("fp32", "int8", "int8-reduced", "int8-weight")
 SATURATING = "int8 (saturating)"
@@ -93,10 +94,11 @@ def measure(
     network: str, graphs: Mapping[str, Path], engine: str, feeds: Sequence[Feeds], output: str, repeats: int
 ) -> list[dict[str, Any]]:
     plans = {precision: open_onnx(engine, graph) for precision, graph in graphs.items()}
-    if engine == "openvino" and openvino.saturates() and "decoder" not in network:
-        kept, openvino._overflows = openvino._overflows, lambda model: False
-        plans[SATURATING] = open_onnx(engine, graphs["int8"])
-        openvino._overflows = kept
+    if engine == "openvino" and kernels.saturates() and "decoder" not in network:
+        kept, kernels.overflows = kernels.overflows, lambda model: False
+        plans[SATURATING] = forced = open_onnx(engine, graphs["int8"])
+        forced.run({name: feeds[0][name] for name in forced.inputs})  # compiled now
+        kernels.overflows = kept
     wanted = [plans["fp32"].run({name: each[name] for name in plans["fp32"].inputs})[output] for each in feeds]
     lost = {
         precision: pooled_rel_l2((plan.run({n: each[n] for n in plan.inputs})[output] for each in feeds), wanted)

@@ -27,13 +27,13 @@ from benchmarks.variants import VARIANTS
 from demo.fidelity import tasks
 from reelquant.quant.decoder_bundle import frames_psnr, largest_fed
 from reelquant.quant.evaluation.teacher import Difference, Trial
-from reelquant.quant.evaluation.timing import in_turns, ratios
 from reelquant.quant.graph.graph_files import load_mapped, save_graphs
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.quant.passes.store_weights import STORAGES, store_weights
 from reelquant.runtime import load_pipeline
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.tune.timing import in_turns, ratios
 
 
 def compared(taken: Sequence[float], base: Sequence[float]) -> dict[str, Any]:

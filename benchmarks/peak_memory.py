@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from reelquant.quant.evaluation.timing import step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.sizes import Size
+from reelquant.runtime.tune.timing import step_feeds
 
 
 def load_and_run(path: Path, component: str, engine: str, size: Size, tiled: bool) -> list[int]:

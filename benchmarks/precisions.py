@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from demo.fidelity import GUIDANCE, Pixels, Task, measure, psnr, renderer, tasks
-from reelquant.quant.evaluation.timing import in_turns, ratios, step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.tune.timing import in_turns, ratios, step_feeds
 
 
 def render_all(path: Path, wanted: list[Task], steps: int, engine: str) -> list[Pixels]:

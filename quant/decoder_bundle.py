@@ -20,6 +20,8 @@ from reelquant.quant.calibration.ranges import HIGH, LOW
 from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.graph.convolutions import convolution_nodes
 from reelquant.quant.graph.graph_files import load_mapped, save_graphs
+from reelquant.quant.passes.mark_bf16 import PASS as BF16
+from reelquant.quant.passes.mark_bf16 import mark_bf16
 from reelquant.quant.passes.observe import observe
 from reelquant.quant.passes.quantize_convolutions import quantize_convolutions
 from reelquant.quant.sections import VAE_DECODER
@@ -27,7 +29,7 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
-from reelquant.runtime.engines.session import Array
+from reelquant.runtime.engines.session import BF16_ALL, Array
 from reelquant.runtime.errors import AccuracyError, BadInput, BundleError
 from reelquant.runtime.files.atomic import check_free, scratch_folder
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder
@@ -45,7 +47,7 @@ LEAST_PSNR = 35.0
 class DecoderTrial:
     """Scales are of the first ``prompts`` of ``data``, ``steps`` steps each; frames of the last ``held_out`` are compared.
 
-    ``size`` is of all these clips, without it the bundle's.
+    ``size`` is of all these clips, without it the bundle's. ``bf16``: what is not INT8 is computed in it where the CPU has units.
     """
 
     data: str = "general"
@@ -55,6 +57,7 @@ class DecoderTrial:
     seed: int = 0
     engine: str = "openvino"
     size: Size | None = None
+    bf16: bool = False
 
     def requests(self, task: str) -> tuple[list[Request], list[Request]]:
         """Those for scales, and those held out.
@@ -99,7 +102,7 @@ def quantize_decoder(
     prompts = hash_prompts([request.prompt for request in seen])
     facts = {**asdict(trial), "data": Path(trial.data).name, "prompts_sha256": prompts}
     with derive_bundle(bundle, out, [DECODER], replace_out, checked=True) as derived:
-        convolve_in_int8(derived, clips[: len(seen)], clips[len(seen) :], trial.engine, facts, progress)
+        convolve_in_int8(derived, clips[: len(seen)], clips[len(seen) :], trial.engine, facts, progress, trial.bf16)
     return Bundle.open(out)
 
 
@@ -121,11 +124,13 @@ def convolve_in_int8(
     engine: str,
     trial: Mapping[str, Any],
     progress: Progress = SILENT,
+    bf16: bool = False,
 ) -> float:
     """Write the decoder of a bundle in the making, and return how far its frames are from fp32's, dB.
 
     Scales are of the clips ``seen``, frames of those ``unseen``: scaled latents float32 [latent_frames, channels, h, w], decoded on
-    ``engine``. ``trial`` says in the manifest what clips they are.
+    ``engine``. ``trial`` says in the manifest what clips they are. With ``bf16`` all that is not INT8 is computed in that where the CPU
+    has units for it, in this trial too.
 
     Raises:
         BundleError: a filter is infinite or NaN.
@@ -135,6 +140,9 @@ def convolve_in_int8(
     largest = largest_fed(bundle, seen, derived.folder, engine, progress)
     models = derived.models(DECODER)
     counts = {graph: quantize_convolutions(model, largest) for graph, model in models.items()}
+    if bf16:
+        for model in models.values():
+            mark_bf16(model, BF16_ALL)
     part = derived.write(DECODER, models)
     frames: list[list[Array]] = []
     with progress.stage("compare", 2 * len(unseen)) as advance:
@@ -152,7 +160,8 @@ def convolve_in_int8(
         )
     facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}
     derived.formats(DECODER, {INT8: Support()})
-    derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}} for graph, count in counts.items()})
+    said = {BF16: BF16_ALL} if bf16 else {}
+    derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}, **said} for graph, count in counts.items()})
     return psnr
 
 

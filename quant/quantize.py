@@ -16,6 +16,8 @@ from reelquant.quant.evaluation.gate import judge, limits_of
 from reelquant.quant.evaluation.limits import Limits
 from reelquant.quant.evaluation.teacher import Step, Trial
 from reelquant.quant.passes.insert_qdq import QdqReport, insert_qdq
+from reelquant.quant.passes.mark_bf16 import PASS as BF16
+from reelquant.quant.passes.mark_bf16 import mark_bf16
 from reelquant.quant.passes.store_weights import FORMATS, store_weights
 from reelquant.quant.passes.to_16bit import to_16bit
 from reelquant.quant.recipe import Recipe
@@ -23,6 +25,7 @@ from reelquant.quant.sections import ALWAYS, TEXT_ENCODER, VAE_DECODER
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.session import BF16_ATTENTION
 from reelquant.runtime.errors import AccuracyError, BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
@@ -121,6 +124,9 @@ def _quantized(
     report = insert_qdq(models["main"], ranges, recipe, "fp32" if again else base, progress)
     if not report.quantized and not report.weight_only:
         raise BadInput(f"recipe {recipe.name} quantizes no linear of {bundle.path}")
+    in_bf16 = recipe.bf16_attention and base == "fp32"
+    if in_bf16:
+        mark_bf16(models["main"], BF16_ATTENTION)
     verdict = None
     if trial is not None and judged:
         # What is not quantized is in fp32, which every CPU engine computes.
@@ -132,7 +138,7 @@ def _quantized(
     if again:
         models = derived.models(QUANTIZED)
         report = insert_qdq(models["main"], ranges, recipe, base, progress)
-    derived.note(QUANTIZED, {"main": {"insert_qdq": report.counts()}})
+    derived.note(QUANTIZED, {"main": {"insert_qdq": report.counts(), **({BF16: BF16_ATTENTION} if in_bf16 else {})}})
     derived.formats(QUANTIZED, {name: support[name] for name in sorted(report.numerics)})
     derived.changes["quantization"] = {**_quantization(bundle, ranges, recipe, report), "gate": verdict}
     (derived.folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
@@ -156,7 +162,7 @@ def _convolved(derived: Derivation, recipe: Recipe, ranges: Ranges, engine: str,
     seen, unseen = ranges.clips[:-1][: DecoderTrial.prompts], ranges.clips[-DecoderTrial.held_out :]
     trial = {"ranges_sha256": ranges.digest, "prompts": len(seen), "held_out": len(unseen), "engine": engine}
     try:
-        convolve_in_int8(derived, seen, unseen, engine, trial, progress)
+        convolve_in_int8(derived, seen, unseen, engine, trial, progress, recipe.section(VAE_DECODER).bf16)
     except AccuracyError as error:
         if recipe.section(VAE_DECODER).when == ALWAYS:
             raise

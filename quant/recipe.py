@@ -19,6 +19,7 @@ from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.errors import BadInput
 
 _FOLDER = Path(__file__).with_name("recipes")
+_FLAGS = ("rotate", "bf16_attention")  # what a recipe is or is not
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.")
 
 
@@ -40,7 +41,8 @@ class Rule:
 class Recipe:
     """Rules in the order of their file. A node that none matches stays high, as does a component without a section.
 
-    ``rotate`` says that attentions' values are rotated before calibration (:mod:`reelquant.quant.passes.rotate`).
+    ``rotate`` says that attentions' values are rotated before calibration (:mod:`reelquant.quant.passes.rotate`), and
+    ``bf16_attention`` that attentions are computed in bf16 where the CPU has units for it (:mod:`reelquant.quant.passes.mark_bf16`).
     """
 
     name: str
@@ -48,6 +50,7 @@ class Recipe:
     rules: tuple[Rule, ...]
     method: Method = PLAIN
     rotate: bool = False
+    bf16_attention: bool = False
     sections: Mapping[str, Section] = field(default_factory=dict)
 
     @classmethod
@@ -85,23 +88,25 @@ class Recipe:
         except tomllib.TOMLDecodeError as error:
             raise BadInput(f"{where} is not valid TOML: {error}") from error
         inherited: tuple[Rule, ...] = ()
-        method, rotate, sections = PLAIN, False, dict[str, Section]()
+        method, sections, flags = PLAIN, dict[str, Section](), dict.fromkeys(_FLAGS, False)
         if isinstance(table.get("extends"), str):
             parent = cls.load(table.pop("extends"))
-            inherited, method, rotate, sections = parent.rules, parent.method, parent.rotate, dict(parent.sections)
+            inherited, method, sections = parent.rules, parent.method, dict(parent.sections)
+            flags = {flag: getattr(parent, flag) for flag in _FLAGS}
             table.setdefault("rules", [])
         if "method" in table:
             method = Method.parse(table.pop("method"), where)
-        rotate = table.pop("rotate", rotate)
-        if not isinstance(rotate, bool):
-            raise BadInput(f"{where}: rotate must be true or false")
+        for flag in _FLAGS:
+            flags[flag] = table.pop(flag, flags[flag])
+            if not isinstance(flags[flag], bool):
+                raise BadInput(f"{where}: {flag} must be true or false")
         sections |= parse_sections(table, where)
         _check_keys(table, {"name": str, "description": str, "rules": list}, where)
         own = tuple(_rule(entry, f"{where}, rule {i}") for i, entry in enumerate(table["rules"], 1))
         rules = (*inherited, *own)
         if not rules:
             raise BadInput(f"{where}: rules is empty; write at least one {{ match = …, numerics = … }}")
-        recipe = cls(table["name"], table["description"], rules, method, rotate, sections)
+        recipe = cls(table["name"], table["description"], rules, method, sections=sections, **flags)
         if "int8" in recipe.formats and recipe.formats - {"int8", "int4"}:
             others = " and ".join(sorted(recipe.formats - {"int8", "int4"}))
             raise BadInput(f"{where} names int8 beside {others}, which no engine holds together; choose one")
@@ -202,7 +207,7 @@ class Recipe:
         """sha256 of the rules in order, the method and the sections: what the recipe does, not how it is described."""
         rules = [[rule.match, rule.numerics, rule.strength] for rule in self.rules]
         sections = {name: asdict(section) for name, section in sorted(self.sections.items())}
-        does = [rules, asdict(self.method), self.rotate, sections]
+        does = [rules, asdict(self.method), *(getattr(self, flag) for flag in _FLAGS), sections]
         return hashlib.sha256(json.dumps(does, ensure_ascii=False).encode()).hexdigest()
 
     def to_toml(self) -> str:
@@ -210,7 +215,7 @@ class Recipe:
         method = {key: value for key, value in asdict(self.method).items() if value is not None}
         lines = [f"name = {json.dumps(self.name)}", f"description = {json.dumps(self.description)}"]
         lines.append(f"method = {_table(method)}")
-        lines += ["rotate = true"] if self.rotate else []
+        lines += [f"{flag} = true" for flag in _FLAGS if getattr(self, flag)]
         lines += [f"{name} = {_table(section.as_toml())}" for name, section in self.sections.items()]
         lines += ["", "rules = ["]
         for rule in self.rules:

@@ -21,18 +21,23 @@ STORAGE = {"high": "fp32", "bf16_weight": "bf16", "int8_weight": "int8"}
 
 @dataclass(frozen=True)
 class Section:
-    """``when`` is "always", or "faster": where the engine gains time by it and what is lost keeps its limit, else not."""
+    """``when`` is "always", or "faster": where the engine gains time by it and what is lost keeps its limit, else not. ``bf16`` says
+    that what is not quantized of it is computed in bf16 where the CPU has units for that.
+    """
 
     numerics: str = "high"
     when: str = ALWAYS
+    bf16: bool = False
 
     def takes_effect(self, faster: bool) -> bool:
         """``faster``: whether the engine gains time by these numerics on this machine."""
         return self.numerics != "high" and (self.when == ALWAYS or faster)
 
-    def as_toml(self) -> dict[str, str]:
+    def as_toml(self) -> dict[str, str | bool]:
         """As :func:`parse_sections` reads it."""
-        return {key: value for key, value in asdict(self).items() if (key, value) != ("when", ALWAYS)}
+        return {
+            key: value for key, value in asdict(self).items() if (key, value) not in (("when", ALWAYS), ("bf16", False))
+        }
 
 
 def parse_sections(table: dict[str, Any], where: str) -> dict[str, Section]:
@@ -46,12 +51,18 @@ def parse_sections(table: dict[str, Any], where: str) -> dict[str, Section]:
         if component not in table:
             continue
         entry = table.pop(component)
-        keys = ("numerics", "when") if component == VAE_DECODER else ("numerics",)
+        keys = ("numerics", "when", "bf16") if component == VAE_DECODER else ("numerics",)
         if not isinstance(entry, Mapping) or not set(entry) <= set(keys) or "numerics" not in entry:
-            raise BadInput(f"{where}: {component} must be a table with {' and '.join(keys)}")
+            raise BadInput(f"{where}: {component} must be a table with {', '.join(keys)}")
         if entry["numerics"] not in allowed:
             raise BadInput(f"{where}: {component} cannot be {entry['numerics']!r}; one of {', '.join(allowed)}")
         if entry.get("when", ALWAYS) not in (ALWAYS, FASTER):
             raise BadInput(f"{where}: unknown when {entry['when']!r} of {component}; one of {ALWAYS}, {FASTER}")
+        if not isinstance(entry.get("bf16", False), bool):
+            raise BadInput(f"{where}: bf16 of {component} must be true or false")
+        if entry.get("bf16") and entry["numerics"] == "high":
+            raise BadInput(
+                f'{where}: bf16 of {component} stands beside numerics = "int8"; name these, or leave bf16 out'
+            )
         found[component] = Section(**entry)
     return found

@@ -44,6 +44,7 @@ COMMANDS = {
     ),
     "lint": ("reelquant.quant.lint.command:lint", "export", "Say what of a bundle TensorRT would refuse, without it."),
     "build": ("reelquant.runtime.commands.build:build", "", "Stage 4: compile a bundle's graphs for an engine."),
+    "tune": ("reelquant.runtime.commands.tune:tune", "", "Measure the fastest way to run a bundle here, and keep it."),
     "generate": ("reelquant.runtime.commands.generate:generate", "", "Render a clip from a prompt (and an image)."),
     "batch": ("reelquant.runtime.commands.batch:batch", "", "Make many clips, none of them twice."),
     "embed": ("reelquant.runtime.commands.embed:embed", "", "Compute prompts' embeddings ahead, for a run without T5."),

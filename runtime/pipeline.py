@@ -8,7 +8,7 @@ The way of a request: :func:`~reelquant.runtime.request.resolve` → :func:`~ree
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -23,7 +23,9 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.media.images import from_model
-from reelquant.runtime.media.video import Clip, check_output
+from reelquant.runtime.media.stream import ClipStream, SavedClip
+from reelquant.runtime.media.video import Clip
+from reelquant.runtime.media.writers import check_output
 from reelquant.runtime.models import model_of
 from reelquant.runtime.monitor import Monitor, OnStep
 from reelquant.runtime.progress import SILENT, Progress
@@ -38,6 +40,8 @@ from reelquant.runtime.sampling.networks import Networks
 from reelquant.runtime.sampling.stepper import Work
 from reelquant.runtime.sampling.text import encode_text
 from reelquant.runtime.sampling.tokenizer import Tokenizer
+from reelquant.runtime.sizes import Size
+from reelquant.runtime.tune.record import tuned_options
 
 Floats = NDArray[np.float32]
 Frames = NDArray[np.uint8]
@@ -48,7 +52,8 @@ class Pipeline:
 
     It may be shared by threads: it makes one clip at a time, and others wait for it. Networks are loaded when first used, and
     kept for the next clip, or with ``keep`` False given up after use. ``transformer`` is a session in the place of the
-    bundle's: calibration puts its observed graph there.
+    bundle's: calibration puts its observed graph there. ``size`` is that of the clips to come, for the engine that is the
+    fastest for it here.
     """
 
     def __init__(
@@ -59,10 +64,12 @@ class Pipeline:
         tiled: bool = False,
         keep: bool = True,
         transformer: Session | None = None,
+        size: Size | None = None,
     ) -> None:
-        options = options or EngineOptions()
         self.bundle, self.model = bundle, model_of(bundle.manifest)
-        self.engine, self.engine_note = choose_engine(bundle, options)
+        options, tuned_note = tuned_options(bundle, options or EngineOptions(), size)
+        self.engine, chosen_note = choose_engine(bundle, options)
+        self.engine_note = "; ".join(note for note in (tuned_note, chosen_note) if note)
         self.options = replace(options, engine=self.engine.name, threads=options.cpu_threads())
         self.engine.check_runs(bundle)
         if tiled:  # the decoder asks again, after the denoising
@@ -119,18 +126,29 @@ class Pipeline:
             BundleError: a file of the bundle is damaged.
             AccuracyError: the result is not finite.
         """
-        if keep is not None:
-            check_output(keep, (SUFFIX,))
         resolved, monitor = self.resolve(request), Monitor(progress, on_step)
         with self._lock:
-            self._networks.check_decoder(monitor)
-            work = Work()
-            latents = self._sample(resolved, monitor, work)
-            provenance = clip_provenance(resolved, self.bundle, self._machinery(), work)
-            saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
-            if keep is not None:
-                saved.save(keep)
-            return self._clip(saved, monitor)
+            return self._stream(resolved, monitor, keep).clip()
+
+    def render(
+        self,
+        request: Request | ResolvedRequest | str,
+        output: str | os.PathLike[str],
+        progress: Progress = SILENT,
+        keep: str | os.PathLike[str] | None = None,
+        on_step: OnStep | None = None,
+        note: Mapping[str, object] | None = None,
+    ) -> SavedClip:
+        """As :meth:`generate`, into the file ``output``, which is written while later frames are decoded: memory does not grow with
+        the clip's length. ``note`` is added to what the clip says of its making.
+
+        Raises:
+            BadInput: the request cannot be met, or ``output`` cannot be written; and as :meth:`generate`.
+        """
+        check_output(output)
+        resolved, monitor = self.resolve(request), Monitor(progress, on_step)
+        with self._lock:
+            return self._stream(resolved, monitor, keep).save(output, note)
 
     def decode_saved(self, saved: SavedLatents, progress: Progress = SILENT, on_step: OnStep | None = None) -> Clip:
         """The clip of latents that this bundle, or one with the same VAE, sampled.
@@ -138,14 +156,26 @@ class Pipeline:
         Raises:
             BadInput: they are another VAE's, or of a shape that it cannot decode.
         """
-        if saved.vae != self.bundle.component_digest("vae_decoder"):
-            raise BadInput(
-                f"these latents are of another VAE than that of {self.bundle.path}; use the bundle they are of"
-            )
-        if not self.model.decodes(saved.values.shape):
-            raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
+        self._check_saved(saved)
         with self._lock:
-            return self._clip(saved, Monitor(progress, on_step))
+            return self._decoded(saved, Monitor(progress, on_step)).clip()
+
+    def render_saved(
+        self,
+        saved: SavedLatents,
+        output: str | os.PathLike[str],
+        progress: Progress = SILENT,
+        on_step: OnStep | None = None,
+    ) -> SavedClip:
+        """As :meth:`decode_saved`, into the file ``output``, as :meth:`render` does.
+
+        Raises:
+            BadInput: as :meth:`decode_saved`, or ``output`` cannot be written.
+        """
+        check_output(output)
+        self._check_saved(saved)
+        with self._lock:
+            return self._decoded(saved, Monitor(progress, on_step)).save(output)
 
     def sample(self, request: Request | ResolvedRequest | str, monitor: Monitor | None = None) -> Floats:
         """Run text encoder, image encoder and all denoising steps; return scaled latents [latent_frames, channels, h, w].
@@ -185,7 +215,7 @@ class Pipeline:
     def decode(self, latents: Floats, monitor: Monitor | None = None) -> Frames:
         """Scaled latents [latent_frames, channels, h, w] → frames uint8 [frames, height, width, 3]."""
         with self._lock:
-            return self._decode(latents, monitor or Monitor())
+            return np.concatenate(list(self._chunks(latents, monitor or Monitor())))
 
     def iter_frames(self, latents: Floats, monitor: Monitor | None = None) -> Iterator[Frames]:
         """As :meth:`decode`, chunk by chunk: each is given while the next is still latents. No other clip is made before the
@@ -193,6 +223,14 @@ class Pipeline:
         """
         with self._lock:
             yield from self._chunks(latents, monitor or Monitor())
+
+    def _check_saved(self, saved: SavedLatents) -> None:
+        if saved.vae != self.bundle.component_digest("vae_decoder"):
+            raise BadInput(
+                f"these latents are of another VAE than that of {self.bundle.path}; use the bundle they are of"
+            )
+        if not self.model.decodes(saved.values.shape):
+            raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
 
     def _prepare(self, resolved: ResolvedRequest, monitor: Monitor) -> Conditioning:
         request = resolved.request
@@ -214,21 +252,27 @@ class Pipeline:
     def _encode_text(self, prompts: list[str], monitor: Monitor) -> Floats:
         return encode_text(prompts, self.tokenizer, self._cache, lambda: self._networks.text_encoder(monitor), monitor)
 
-    def _clip(self, saved: SavedLatents, monitor: Monitor) -> Clip:
+    def _stream(
+        self, resolved: ResolvedRequest, monitor: Monitor, keep: str | os.PathLike[str] | None = None
+    ) -> ClipStream:
+        """The clip, sampled, and about to be decoded."""
+        if keep is not None:
+            check_output(keep, (SUFFIX,))
+        self._networks.check_decoder(monitor)
+        work = Work()
+        latents = self._sample(resolved, monitor, work)
+        provenance = clip_provenance(resolved, self.bundle, self._machinery(), work)
+        saved = SavedLatents(latents, self.bundle.component_digest("vae_decoder"), provenance)
+        if keep is not None:
+            saved.save(keep)
+        return self._decoded(saved, monitor)
+
+    def _decoded(self, saved: SavedLatents, monitor: Monitor) -> ClipStream:
         made, here = saved.provenance, self._machinery()
         if not here.items() <= made.items():
             made = {**made, "decoded": here}
-        frames = self._decode(saved.values, monitor)
-        return Clip(frames, self.bundle.manifest.defaults.fps, made, monitor.seconds)
-
-    def _decode(self, latents: Floats, monitor: Monitor) -> Frames:
-        size = self.model.geometry.size_of(latents.shape)
-        frames = np.empty((size.frames, size.height, size.width, 3), np.uint8)
-        done = 0
-        for chunk in self._chunks(latents, monitor):
-            frames[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return frames
+        size, fps = self.model.geometry.size_of(saved.values.shape), self.bundle.manifest.defaults.fps
+        return ClipStream(self._chunks(saved.values, monitor), size, fps, made, lambda: monitor.seconds)
 
     def _chunks(self, latents: Floats, monitor: Monitor) -> Iterator[Frames]:
         decoder = self._networks.vae_decoder(monitor)

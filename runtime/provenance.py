@@ -21,6 +21,7 @@ def machinery(engine: Engine, options: EngineOptions, tiled: bool) -> dict[str, 
         "engine": engine.name,
         "engine_version": engine.version(),
         "threads": options.threads,
+        "batch": options.batch,
         "tiled": tiled,
     }
 

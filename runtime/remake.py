@@ -22,6 +22,7 @@ _NEEDED: dict[str, tuple[type, ...]] = {
     "engine": (str,),
     "engine_version": (str,),
     "threads": (int, NoneType),
+    "batch": (int, NoneType),
     "tiled": (bool,),
     "prompt": (str,),
     "negative_prompt": (str,),
@@ -50,6 +51,7 @@ class Remake:
     engine: str
     engine_version: str
     threads: int | None
+    batch: int | None
     tiled: bool
     source: str | None
     decoded: Mapping[str, Any] | None
@@ -104,6 +106,7 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
         made["engine"],
         made["engine_version"],
         made["threads"],
+        made["batch"],
         made["tiled"],
         source["sha256"] if source else None,
         made.get("decoded"),

@@ -77,6 +77,7 @@ def make_tiny_bundle(path: Path, task: str = "t2v") -> Bundle:
             "patch_size": 2,
             "sample_height": 4,
             "sample_width": 4,
+            "text_embed_dim": 16,
             "use_rotary_positional_embeddings": True,
         },
         vae={"scaling_factor": 0.7},

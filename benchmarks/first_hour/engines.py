@@ -79,7 +79,7 @@ def ort_open(arguments: argparse.Namespace) -> Facts:
     session = onnxruntime.InferenceSession(
         str(bundle.graph("transformer", "main")), options, providers=found["providers"]
     )
-    from reelquant.quant.evaluation.timing import step_feeds
+    from reelquant.runtime.tune.timing import step_feeds
 
     feeds = step_feeds(bundle)
     session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})

@@ -16,8 +16,8 @@ def diffusers(arguments: argparse.Namespace) -> Facts:
     import torch
     from diffusers import CogVideoXTransformer3DModel
 
-    from reelquant.quant.evaluation.timing import step_feeds
     from reelquant.runtime.bundle import Bundle
+    from reelquant.runtime.tune.timing import step_feeds
 
     feeds = step_feeds(Bundle.open(arguments.bundles / "demo-t2v-fp32"))
     found: Facts = {}
@@ -38,9 +38,9 @@ def wide(arguments: argparse.Namespace) -> Facts:
 
     from benchmarks.engines import fp32_bundle, in_precision
     from benchmarks.variants import VARIANTS
-    from reelquant.quant.evaluation.timing import step_feeds
     from reelquant.runtime.engines.registry import open_onnx
     from reelquant.runtime.sizes import Size
+    from reelquant.runtime.tune.timing import step_feeds
 
     size = Size.parse(arguments.size)
     work = arguments.out.parent / "wide"

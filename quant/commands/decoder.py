@@ -26,9 +26,9 @@ from reelquant.runtime.sizes import Size
 
 
 def _trial(
-    data: str, prompts: int, held_out: int, steps: int, seed: int, size: Size | None, engine: str
+    data: str, prompts: int, held_out: int, steps: int, seed: int, size: Size | None, engine: str, bf16: bool
 ) -> DecoderTrial:
-    return DecoderTrial(data, prompts, held_out, steps, seed, get_engine(engine).name, size)
+    return DecoderTrial(data, prompts, held_out, steps, seed, get_engine(engine).name, size, bf16)
 
 
 _TRIAL = option_group(
@@ -49,6 +49,7 @@ _TRIAL = option_group(
         metavar="NAME",
         help="The engine that renders the clips.",
     ),
+    click.option("--bf16", is_flag=True, help="Compute the rest of it in bf16 where the CPU has units for that."),
 )
 
 

@@ -41,7 +41,7 @@ def segments(model: ir.Model) -> Iterator[ir.Model]:
         part = ir.convenience.extract(graph, inputs, outputs)
         part.name = f"{graph.name}_{number}"
         part.opset_imports.update(graph.opset_imports)
-        yield ir.Model(part, ir_version=model.ir_version)
+        yield ir.Model(part, ir_version=model.ir_version, metadata_props=dict(model.metadata_props))
 
 
 def _place(value: ir.Value, place: dict[ir.Node, int]) -> int:

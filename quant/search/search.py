@@ -15,7 +15,6 @@ import onnx_ir as ir
 from reelquant.quant.calibration.ranges import Ranges
 from reelquant.quant.evaluation.sensitivity import Probe, opened_probe
 from reelquant.quant.evaluation.teacher import Step
-from reelquant.quant.evaluation.timing import in_turns, step_feeds
 from reelquant.quant.graph.graph_files import load_graph, load_mapped, save_graphs
 from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.quant.graph.linears import linear_nodes
@@ -28,6 +27,7 @@ from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.files.atomic import scratch_folder
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.tune.timing import in_turns, step_feeds
 
 _ROUNDS = 6  # of foretelling and measuring
 _TIMED = 7

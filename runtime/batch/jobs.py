@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.media.video import SUFFIXES, read_provenance
+from reelquant.runtime.media.video import read_provenance
+from reelquant.runtime.media.writers import SUFFIXES
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.remake import pixels_digest
 from reelquant.runtime.request import Request, ResolvedRequest

@@ -19,7 +19,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import AccuracyError, BadInput, EngineError
 from reelquant.runtime.files.atomic import scratch_folder
 from reelquant.runtime.machine.cpu_units import usable_cores
-from reelquant.runtime.media.video import check_output
+from reelquant.runtime.media.writers import check_output
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
 
@@ -173,10 +173,8 @@ def _make_here(job: Job, digest: str) -> Made:
 def _make(batch: Batch, pipeline: Pipeline, job: Job, digest: str) -> Made:
     began, file = time.monotonic(), batch.file(job)
     try:
-        clip = pipeline.generate(job.request)
+        clip = pipeline.render(job.request, file, note={DIGEST: digest})
     except (AccuracyError, EngineError) as error:
         return Made(job.name, str(file), failed=str(error))
-    clip = replace(clip, provenance={**clip.provenance, DIGEST: digest})
-    clip.save(file)
     seconds = round(time.monotonic() - began, 3)
     return Made(job.name, str(file), seconds, clip.provenance["forwards"], clip.sha256, clip.flaws)

@@ -19,7 +19,7 @@ from reelquant.runtime.commands.options import (
     shown,
 )
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.media.video import check_output
+from reelquant.runtime.media.writers import check_output
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.sampling.latents import SavedLatents
@@ -50,19 +50,18 @@ def decode(
     pipeline = Pipeline(Bundle.open(bundle), options, tiled=tiled)
     say_engine(pipeline.engine_note, quiet)
     with Progress(shown(quiet)) as progress:
-        clip = pipeline.decode_saved(saved, progress)
-    clip.save(output)
+        clip = pipeline.render_saved(saved, output, progress)
     seconds = clip.seconds.get("decode", 0.0)
     if as_json:
         print_json(
             {
                 "clip": str(output),
-                "frames": len(clip.frames),
+                "frames": clip.size.frames,
                 "seconds": round(seconds, 4),
                 "flaws": clip.flaws,
                 "sha256_frames": clip.sha256,
             }
         )
     else:
-        click.echo(f"{output}: {len(clip.frames)} frames, {seconds:.1f} s")
+        click.echo(f"{output}: {clip.size.frames} frames, {seconds:.1f} s")
     end_with_flaws(context, clip.flaws, output)

@@ -28,7 +28,7 @@ from reelquant.runtime.commands.options import (
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import note_of
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.media.video import check_output
+from reelquant.runtime.media.writers import check_output
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.remake import read_remake
@@ -36,7 +36,7 @@ from reelquant.runtime.request import STRENGTH, Request
 from reelquant.runtime.sampling.latents import SUFFIX
 from reelquant.runtime.sizes import Size
 
-STAGES = ("load", "text", "encode", "denoise", "decode", "write")
+STAGES = ("load", "text", "encode", "denoise", "decode", "write")  # the last is what was left to write after decoding
 
 
 @click.command()
@@ -105,12 +105,17 @@ def generate(
     remake = read_remake(like, opened) if like else None
     if remake:
         tiled = tiled or remake.tiled
-        options = replace(options, engine=options.engine or remake.engine, threads=options.threads or remake.threads)
+        options = replace(
+            options,
+            engine=options.engine or remake.engine,
+            threads=options.threads or remake.threads,
+            batch=options.batch or remake.batch,
+        )
     elif prompt is None:
         raise BadInput(
             "there is no PROMPT; describe the clip in a sentence or two, or name a clip to make again: --like FILE"
         )
-    pipeline = Pipeline(opened, options, embeddings, tiled, keep=False)
+    pipeline = Pipeline(opened, options, embeddings, tiled, keep=False, size=size)
     engine = pipeline.engine
     say_engine(pipeline.engine_note, quiet)
     note = note_of(opened.manifest, engine.precision_notes())
@@ -146,21 +151,17 @@ def generate(
     unknown = pipeline.tokenizer.unknown_words(f"{request.prompt}\n{request.negative_prompt}")
     say_unknown(unknown, quiet or as_json)
     with Progress(shown(quiet)) as progress:
-        clip = pipeline.generate(resolved, progress, latents)
-    writing = time.monotonic()
-    clip.save(output)
-    taken = {**clip.seconds, "write": time.monotonic() - writing}
-    seconds = {stage: round(taken.get(stage, 0.0), 4) for stage in STAGES}
+        clip = pipeline.render(resolved, output, progress, latents)
+    seconds = {stage: round(clip.seconds.get(stage, 0.0), 4) for stage in STAGES}
     seconds["total"] = round(time.monotonic() - began, 4)
     if as_json:
-        count, rows, columns, _ = clip.frames.shape
         print_json(
             {
                 "clip": str(output),
-                "frames": count,
+                "frames": clip.size.frames,
                 "fps": clip.fps,
-                "width": columns,
-                "height": rows,
+                "width": clip.size.width,
+                "height": clip.size.height,
                 "forwards": clip.provenance["forwards"],
                 "schedule": clip.provenance.get("schedule"),
                 "schedule_note": resolved.schedule_note,
@@ -178,7 +179,7 @@ def generate(
             }
         )
     else:
-        click.echo(f"{output}: {len(clip.frames)} frames, seed {clip.provenance['seed']}, {seconds['total']:.1f} s")
+        click.echo(f"{output}: {clip.size.frames} frames, seed {clip.provenance['seed']}, {seconds['total']:.1f} s")
     end_with_flaws(context, clip.flaws, output)
 
 

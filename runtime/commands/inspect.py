@@ -12,8 +12,14 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.commands.options import BUNDLE, JSON, print_json
 from reelquant.runtime.engines.precision_notes import note_of
 from reelquant.runtime.engines.registry import installed_engine
+from reelquant.runtime.engines.session import BF16_ALL, BF16_ATTENTION
 from reelquant.runtime.sampling.schedule import Schedule, load_schedule, schedules_of
 
+_BF16 = {
+    "": "",
+    BF16_ATTENTION: "; attention in bf16 where the CPU has units for it",
+    BF16_ALL: "; the rest in bf16 where the CPU has units for it",
+}
 _COUNTS = ("nodes", "linears", "quantized_linears")
 
 
@@ -37,7 +43,7 @@ def inspect(bundle: Path, as_json: bool) -> None:
     for name, part in found["components"].items():
         click.echo(
             f"{name:14} {part['nodes']:6} {part['linears']:8} {part['quantized_linears']:10} "
-            f"{part['weight_bytes'] / 1e6:7.2f} MB  {', '.join([part['compute'], *part['formats']])}"
+            f"{part['weight_bytes'] / 1e6:7.2f} MB  {', '.join([part['compute'], *part['formats']])}{_BF16[part['bf16']]}"
         )
     for name, record in manifest["engines"].items():
         click.echo(f"built for {name} {record['version']}")
@@ -69,6 +75,7 @@ def describe(bundle: Bundle) -> dict[str, Any]:
             "graphs": sorted(part.graphs),
             "compute": part.compute,
             "formats": sorted(part.formats),
+            "bf16": next((facts["bf16"] for facts in part.passes.values() if "bf16" in facts), ""),
             **{key: sum(entry[key] for entry in stats) for key in _COUNTS},
             "weight_bytes": sum(weights.values()),
             "weight_dtypes": largest.get("weight_bytes_by_dtype", {}),

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from reelquant.runtime.bundle.trust import Trust
-from reelquant.runtime.engines.options import CURRENT, BuildSpec, EngineOptions, parse_gpus
+from reelquant.runtime.engines.options import AUTO, CURRENT, BuildSpec, EngineOptions, parse_gpus
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, engine_names
 from reelquant.runtime.sizes import NOTATION, Size
 
@@ -88,17 +88,22 @@ def clips_option(help: str) -> Callable[[Any], Any]:
 
 
 def _engine_options(
-    engine: str | None, threads: int | None, device: int, keys: tuple[Path, ...], trust: bool
+    engine: str | None, threads: int | None, batch: int | None, device: int, keys: tuple[Path, ...], trust: bool
 ) -> EngineOptions:
-    return EngineOptions(engine, threads, device, Trust(keys, trust))
+    return EngineOptions(engine, threads, device, Trust(keys, trust), batch)
 
 
 # How a bundle is run: ``options: EngineOptions``.
 ENGINE_OPTIONS = option_group(
     "options",
     _engine_options,
-    engine_option(" [default: what the bundle was built for, where it runs here]"),
+    engine_option(
+        f", {AUTO} [default: {AUTO}, what tune found; else what the bundle was built for, where it runs here]"
+    ),
     THREADS,
+    click.option(
+        "--batch", type=click.IntRange(1, 2), help="Halves of guidance in one run [default: what tune found, else 2]."
+    ),
     click.option(
         "--device",
         type=click.IntRange(0),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from reelquant.runtime.bundle import Bundle, write_manifest
@@ -50,7 +51,7 @@ class OnnxEngine(Engine):
         with progress.stage(f"build {self.name}", len(graphs)) as advance:
             for component, graph in graphs:
                 began = time.monotonic()
-                self.open(bundle, component, graph, options)
+                self.check_graph(bundle.graph(component, graph), options)
                 record[f"{component}/{graph}"] = round(time.monotonic() - began, 3)
                 advance()
         made = {"version": self.version(), "build_seconds": record}
@@ -58,7 +59,18 @@ class OnnxEngine(Engine):
         return Bundle.open(bundle.path)
 
     def open(self, bundle: Bundle, component: str, graph: str, options: EngineOptions, lean: bool = False) -> Session:
-        return self.open_onnx(bundle.graph(component, graph), options, lean)
+        session = self.open_onnx(bundle.graph(component, graph), options, lean)
+        if component == "transformer" and options.batch == 1:
+            session.batch = 1
+        return session
+
+    def check_graph(self, graph: Path, options: EngineOptions) -> None:
+        """See that it can run the ONNX file ``graph``.
+
+        Raises:
+            BundleError: it cannot.
+        """
+        self.open_onnx(graph, options)
 
     def _no_bf16(self) -> str:
         return f"it computes in bf16, which {self.name} does not take here; export it with --base fp32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +16,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
-from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm, usable_cores
+from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm, threads_to_start
 from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.machine.memory import give_back_at_once
 
@@ -77,7 +76,7 @@ class OnnxRuntime(OnnxEngine):
             chosen.add_session_config_entry("session.disable_prepacking", "1")
             chosen.enable_cpu_mem_arena = chosen.enable_mem_pattern = False
             give_back_at_once()
-        chosen.intra_op_num_threads = options.cpu_threads() or _fewer_cores()
+        chosen.intra_op_num_threads = options.cpu_threads() or threads_to_start() or 0
         for entry, value in _int8_entries(graph).items() if on_cpu else ():
             chosen.add_session_config_entry(entry, value)
         if _has_fp8(graph) and on_cpu:
@@ -124,15 +123,6 @@ class _OnnxRuntimeSession(HostSession):
         self._session.run_with_iobinding(binding)
         results = zip(self.outputs, binding.get_outputs(), strict=True)
         return [into[name] if name in into else value.numpy() for name, value in results]
-
-
-def _fewer_cores() -> int:
-    """How many cores this process may use where they are not all (taskset, a container's cpuset), else 0.
-
-    Left to itself, ONNX Runtime starts a thread for every core of the machine, and those spin for each other.
-    """
-    allowed = usable_cores()
-    return allowed if allowed < (os.cpu_count() or 1) else 0
 
 
 def check_provider(started: Sequence[str], wanted: Sequence[Any], version: str) -> None:

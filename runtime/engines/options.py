@@ -11,30 +11,36 @@ from reelquant.runtime.errors import BadInput
 from reelquant.runtime.sizes import Size
 
 CURRENT = "current"  # the GPU of this machine
+AUTO = "auto"  # the engine that was the fastest here (reelquant tune)
 
 
 @dataclass(frozen=True)
 class EngineOptions:
     """Which engine runs a bundle, and how.
 
-    ``engine`` None is the one that the bundle was built for, where it runs here. ``threads`` are CPU threads, None the
-    engine's choice. ``device`` is a GPU's number as in ``nvidia-smi``, for engines that compute on one. ``trust`` says whose
-    compiled engines are loaded.
+    ``engine`` None is the one that was the fastest here (:mod:`reelquant.runtime.tune.record`), or where nothing was tuned the one
+    that the bundle was built for, where it runs here; "auto" is the same, and says so where nothing was tuned. ``threads`` are CPU
+    threads, None the engine's choice. ``batch`` is how many halves of guidance a run takes: 2, or 1 after the other; None is 2.
+    ``device`` is a GPU's number as in ``nvidia-smi``, for engines that compute on one. ``trust`` says whose compiled engines are
+    loaded.
 
     Raises:
-        BadInput: ``threads`` or ``device`` is no such number.
+        BadInput: ``threads``, ``batch`` or ``device`` is no such number.
     """
 
     engine: str | None = None
     threads: int | None = None
     device: int = 0
     trust: Trust = OWN
+    batch: int | None = None
 
     def __post_init__(self) -> None:
         if self.threads is not None and (not _is_whole(self.threads) or self.threads < 1):
             raise BadInput(
                 f"threads is {self.threads!r}; give a number of CPU threads, or None for the engine's choice"
             )
+        if self.batch not in (None, 1, 2) or isinstance(self.batch, bool):
+            raise BadInput(f"batch is {self.batch!r}; give 2 for both halves of guidance at once, or 1")
         if not _is_whole(self.device) or self.device < 0:
             raise BadInput(f"device is {self.device!r}; give a GPU's number as in nvidia-smi, from 0")
 

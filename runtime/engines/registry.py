@@ -22,7 +22,7 @@ GROUP = "reelquant.engines"
 _OWN = {
     name: EntryPoint(name, f"reelquant.runtime.engines.{where}", GROUP)
     for name, where in {
-        "openvino": "openvino:OpenVino",
+        "openvino": "openvino.engine:OpenVino",
         "onnxruntime": "onnxruntime:OnnxRuntime",
         "tensorrt-rtx": "tensorrt.engine:rtx",
         "tensorrt": "tensorrt.engine:standard",

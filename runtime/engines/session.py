@@ -27,6 +27,10 @@ class DeviceArray(Protocol):
 Value = Array | DeviceArray
 Values = Mapping[str, Value]
 
+# A graph's metadata under this key say what of it may be computed in bf16 where the CPU has units for that, and in float32
+# elsewhere: both products of every attention, or all that is not quantized. Engines that do not know it compute the graph as it is.
+BF16_KEY, BF16_ATTENTION, BF16_ALL = "reelquant.bf16", "attention", "all"
+
 
 class Session(ABC):
     """One loaded graph.
@@ -65,6 +69,9 @@ class Session(ABC):
     def put(self, feeds: Feeds) -> Values:
         """``feeds``, or those of them that the graph reads, brought to where the engine computes."""
         return feeds
+
+    def rest(self) -> None:  # noqa: B027 - few engines hold anything between runs
+        """Give back what only a run needs; the next run takes it again, and need not compile anything."""
 
 
 class HostSession(Session):

@@ -1,10 +1,9 @@
-"""A finished clip: what it is, and how it becomes a file and is read back."""
+"""A finished clip: what it is, and how it is read back from a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,22 +17,19 @@ from typing import Any, TypeAlias
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import ColorRange, Colorspace
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.files.atomic import check_writable, npy_bytes, partial_file
 from reelquant.runtime.media.flaws import flaws
-from reelquant.runtime.media.images import URL, Picture, checked_pixels, load_image, readable_file
+from reelquant.runtime.media.images import Picture, checked_pixels, load_image, readable_file
+from reelquant.runtime.media.writers import check_output, write_frames
+from reelquant.runtime.sizes import Size
 
 # A file's path, uint8 [frames, height, width, 3], or pictures one after the other.
 Video: TypeAlias = str | os.PathLike[str] | NDArray[np.uint8] | Sequence[Picture]
-SUFFIXES = (".mp4", ".gif", ".png", ".npy")
 NPY_FPS = 8  # CogVideoX's own; a .npy file has no place for a frame rate
-CRF = "17"
-_BT709 = 1  # of matrix, primaries and transfer alike (ITU-T H.273, tables 2 to 4)
 MAX_FILE_BYTES = MAX_CLIP_BYTES = 2 * 2**30
 
 
@@ -76,43 +72,8 @@ class Clip:
         Raises:
             BadInput: the suffix is another, ``path`` cannot be written, or the disk is full.
         """
-        target = check_output(path)
-        with partial_file(target) as temporary:
-            try:
-                _WRITERS[target.suffix.lower()](self, temporary, json.dumps(self.provenance, sort_keys=True))
-            except (FFmpegError, OverflowError) as error:  # the second is Pillow's, of sides that GIF has no room for
-                if isinstance(error, OSError):  # of the disk, which partial_file explains
-                    raise
-                count, height, width, _ = self.frames.shape
-                why = getattr(error, "strerror", None) or error
-                raise BadInput(
-                    f"{count} frames of {height}x{width} cannot be written as {target.suffix} ({why}); "
-                    "save them as .npy, which takes any"
-                ) from error
-
-
-def check_output(path: str | os.PathLike[str], suffixes: tuple[str, ...] = SUFFIXES) -> Path:
-    """Return ``path`` when a clip could be saved there; to be asked before hours of work, not after.
-
-    Raises:
-        BadInput: its suffix is not one of ``suffixes``, it is a folder, device or URL, or its folder cannot be written.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise BadInput(f"output {path} does not end in one of {', '.join(suffixes)}; rename it")
-    if "\0" in str(path):
-        raise BadInput(f"output {str(path)!r} has a zero byte in its name; rename it")
-    if URL.match(str(path)) and not Path(path.parts[0]).exists():
-        raise BadInput(f"output {path} is an address, and clips are saved as files; name one on this machine")
-    try:
-        if path.is_dir():
-            raise BadInput(f"output {path} is a folder; name a file in it")
-        if path.exists() and not path.is_file():
-            raise BadInput(f"output {path} is a device or pipe; name a regular file")
-    except OSError as error:
-        raise BadInput(f"output {path} cannot be used: {error.strerror}; choose another place") from error
-    check_writable(path.absolute().parent, f"output {path}")
-    return path
+        count, height, width, _ = self.frames.shape
+        write_frames(check_output(path), iter(self.frames), Size(count, height, width), self.fps, self.provenance)
 
 
 def read_clip(path: str | os.PathLike[str]) -> Clip:
@@ -173,58 +134,6 @@ def read_provenance(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"clip {path} is damaged or not what its suffix says ({error}); make it again") from error
     return _provenance(comment.decode("utf-8", "replace") if isinstance(comment, bytes) else str(comment))
-
-
-def contact_sheet(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [f, h, w, 3] → one uint8 [H, W, 3] about as wide as high, frames row by row, black where none is left."""
-    count, height, width, _ = frames.shape
-    columns = min(count, max(1, round(math.sqrt(count * height / width))))
-    rows = -(-count // columns)
-    padded = np.zeros((rows * columns, height, width, 3), np.uint8)
-    padded[:count] = frames
-    grid = padded.reshape(rows, columns, height, width, 3).swapaxes(1, 2)
-    return grid.reshape(rows * height, columns * width, 3)
-
-
-def _write_mp4(clip: Clip, path: Path, comment: str) -> None:
-    options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    _, height, width, _ = clip.frames.shape
-    # Half as many values of colour need even sides; others keep all of them.
-    pixels = "yuv420p" if height % 2 == width % 2 == 0 else "yuv444p"
-    # "file:" keeps FFmpeg from reading what stands before a colon as a protocol.
-    with av.open(f"file:{path}", "w", format="mp4", options=options) as container:
-        container.metadata["comment"] = comment
-        stream = container.add_stream("libx264", rate=clip.fps, options={"crf": CRF})
-        codec = stream.codec_context
-        codec.height, codec.width = height, width
-        codec.pix_fmt = pixels
-        codec.thread_count = 1  # x264's rate control, so its bytes, depend on the number of threads
-        # Said outright, because players guess the matrix from the height and would shift small clips' colours.
-        codec.colorspace, codec.color_range = _BT709, int(ColorRange.MPEG)
-        codec.color_primaries = codec.color_trc = _BT709
-        for rgb in clip.frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
-            frame = frame.reformat(format=pixels, dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-
-
-def _write_gif(clip: Clip, path: Path, comment: str) -> None:
-    # GIF counts hundredths of a second; rounding each frame's end, not its length, keeps the whole clip's length.
-    ends = np.rint(np.arange(len(clip.frames) + 1) * 100 / clip.fps)
-    first, *rest = (Image.fromarray(frame) for frame in clip.frames)
-    first.save(path, "GIF", save_all=True, append_images=rest, duration=[int(d) * 10 for d in np.diff(ends)], loop=0,
-               comment=comment.encode())  # fmt: skip
-
-
-def _write_png(clip: Clip, path: Path, comment: str) -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("comment", comment)
-    Image.fromarray(contact_sheet(clip.frames)).save(path, "PNG", pnginfo=text)
-
-
-def _write_npy(clip: Clip, path: Path, comment: str) -> None:
-    path.write_bytes(npy_bytes(clip.frames))
 
 
 @dataclass(frozen=True)
@@ -304,11 +213,3 @@ def _provenance(comment: str) -> dict[str, Any]:
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {}
-
-
-_WRITERS: dict[str, Callable[[Clip, Path, str], None]] = {
-    ".mp4": _write_mp4,
-    ".gif": _write_gif,
-    ".png": _write_png,
-    ".npy": _write_npy,
-}

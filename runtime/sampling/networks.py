@@ -16,8 +16,7 @@ T = TypeVar("T")
 
 
 class Networks:
-    """With ``keep`` they stay for the next clip, else memory holds one at a time. The VAE's graphs are loaded for each use:
-    their memory is needed elsewhere in between.
+    """With ``keep`` they stay for the next clip, but for what a run needs; else memory holds one at a time, of the VAE one graph.
 
     ``transformer`` is a session in the place of the bundle's own.
     """
@@ -49,10 +48,12 @@ class Networks:
         return self._load("transformer", monitor, lambda: self._session("transformer"))
 
     def vae_encoder(self, monitor: Monitor) -> VaeEncoder:
-        return self._load("vae_encoder", monitor, lambda: VaeEncoder(self._bundle, self._options, self._tiled))
+        return self._load(
+            "vae_encoder", monitor, lambda: VaeEncoder(self._bundle, self._options, self._tiled, self._keep)
+        )
 
     def vae_decoder(self, monitor: Monitor) -> VaeDecoder:
-        return self._load("vae_decoder", monitor, lambda: VaeDecoder(self._bundle, self._options, self._tiled))
+        return self._load("vae_decoder", monitor, self._new_decoder)
 
     def check_decoder(self, monitor: Monitor) -> None:
         """See that the decoder's files are whole: it is opened last, and after hours is late to find them damaged.
@@ -65,10 +66,14 @@ class Networks:
                 self._bundle.check_hashes(lambda name: name.startswith("vae_decoder/"))
 
     def done_with(self, *names: str) -> None:
-        """Give networks up, unless they are kept."""
-        if not self._keep:
-            for name in names:
-                self._loaded.pop(name, None)
+        """Give networks up; of those that are kept, what their runs needed."""
+        for name in names:
+            network = self._loaded.get(name) if self._keep else self._loaded.pop(name, None)
+            if isinstance(network, Session):
+                network.rest()
+
+    def _new_decoder(self) -> VaeDecoder:
+        return VaeDecoder(self._bundle, self._options, self._tiled, keep=self._keep)
 
     def _session(self, component: str) -> Session:
         return self._engine.open_component(self._bundle, component, self._options, "main")["main"]

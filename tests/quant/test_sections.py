@@ -33,7 +33,8 @@ def test_sections_are_inherited_said_anew_and_written() -> None:
     recipe = Recipe.parse(
         'name="x"\ndescription="x"\nextends="int8"\nrotate=true\ntext_encoder={numerics="bf16_weight"}'
     )
-    assert recipe.section("vae_decoder") == Section("int8", "faster") and recipe.section("vae_encoder") == Section()
+    assert recipe.section("vae_decoder") == Section("int8", "faster", bf16=True) and recipe.section("vae_encoder") == Section()
+    assert recipe.bf16_attention and not Recipe.load("int8-minmax").bf16_attention
     assert recipe.rotate and recipe.text_storage == "bf16" and Recipe.load("int8").text_storage == "fp32"
     again = Recipe.parse(recipe.to_toml())
     assert again == replace(recipe, rules=again.rules) and again.digest == recipe.digest
@@ -45,9 +46,12 @@ def test_sections_are_inherited_said_anew_and_written() -> None:
     ("said", "words"),
     [
         ('rotate = "yes"', "rotate must be true or false"),
-        ('vae_decoder = "int8"', "vae_decoder must be a table with numerics and when"),
+        ('vae_decoder = "int8"', "vae_decoder must be a table with numerics, when, bf16"),
         ('vae_decoder = { numerics = "fp8" }', "vae_decoder cannot be 'fp8'; one of high, int8"),
         ('vae_decoder = { numerics = "int8", when = "slower" }', "unknown when 'slower' of vae_decoder; one of always, faster"),
+        ('bf16_attention = "yes"', "bf16_attention must be true or false"),
+        ('vae_decoder = { numerics = "int8", bf16 = 1 }', "bf16 of vae_decoder must be true or false"),
+        ('vae_decoder = { numerics = "high", bf16 = true }', 'bf16 of vae_decoder stands beside numerics = "int8"'),
         ('vae_encoder = { numerics = "int8" }', "vae_encoder cannot be 'int8'; one of high"),
         ('text_encoder = { numerics = "int8" }', "text_encoder cannot be 'int8'; one of high, bf16_weight, int8_weight"),
         ('text_encoder = { numerics = "high", when = "faster" }', "text_encoder must be a table with numerics"),

@@ -22,8 +22,9 @@ _Open = Callable[[str], Session]
 class VaeDecoder:
     """Scaled latents → frames. The first chunk is three latent frames (nine frames), each later one two (eight).
 
-    With ``tiled``, frames larger than half of the VAE's own size are decoded in tiles, in the memory of one. ``graphs`` are
-    loaded ones by name, in place of the bundle's; they may answer more.
+    With ``tiled``, frames larger than half of the VAE's own size are decoded in tiles, in the memory of one. With ``keep`` its
+    graphs stay loaded for the next clip, but for what a run needs. ``graphs`` are loaded ones by name, in place of the bundle's;
+    they may answer more.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class VaeDecoder:
         options: EngineOptions,
         tiled: bool = False,
         graphs: Mapping[str, Session] | None = None,
+        keep: bool = False,
     ) -> None:
-        own = _Graphs(bundle, "vae_decoder", options).open
+        own = _Graphs(bundle, "vae_decoder", options, keep).open
         self._open: _Open = own if graphs is None else graphs.__getitem__
         model = model_of(bundle.manifest)
         self._tiling = model.tilings() if tiled else None
@@ -73,10 +75,10 @@ class VaeDecoder:
 
 
 class VaeEncoder:
-    """Frames → scaled latents. A still image is a stream of one frame; ``tiled`` is as the decoder's."""
+    """Frames → scaled latents. A still image is a stream of one frame; ``tiled`` and ``keep`` are as the decoder's."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions, tiled: bool = False) -> None:
-        self._graphs = _Graphs(bundle, "vae_encoder", options)
+    def __init__(self, bundle: Bundle, options: EngineOptions, tiled: bool = False, keep: bool = False) -> None:
+        self._graphs = _Graphs(bundle, "vae_encoder", options, keep)
         model = model_of(bundle.manifest)
         self._tiling = model.tilings("encoder") if tiled else None
         self._scale, self._image_scale = np.float32(model.scale), np.float32(model.image_scale)
@@ -92,7 +94,9 @@ class VaeEncoder:
         def whole(tile: Floats) -> Floats:
             return np.asarray(session.run({"frames": tile})["moments"])
 
-        return self._sample(self._moments(whole, image), noise) * self._image_scale
+        moments = self._moments(whole, image)
+        session.rest()
+        return self._sample(moments, noise) * self._image_scale
 
     def encode(self, frames: Floats, noise: Floats | None = None) -> Floats:
         """Return scaled latents [latent_frames, channels, h, w] of a clip [1, 3, 8N+1, height, width]."""
@@ -122,17 +126,24 @@ def _chunks(x: Floats, first: int, later: int) -> Iterator[Floats]:
 
 
 def _stream(open_graph: _Open, name: str, chunks: Iterator[Floats]) -> Iterator[tuple[str, dict[str, Array]]]:
-    results, kept = open_graph("first").run_keeping({name: next(chunks)}, _is_cache)
+    session = open_graph("first")
+    results, kept = session.run_keeping({name: next(chunks)}, _is_cache)
+    session.rest()
+    del session
     yield "first", results
     del results  # whoever took the frames has them now
-    session: Session | None = None
-    for chunk in chunks:
-        session = session or open_graph("next")
-        fed: dict[str, Value] = {key.removeprefix("next_"): value for key, value in kept.items()}
-        # Each chunk's caches are written over those that it was given: there is one set of them, however long the clip.
-        results, kept = session.run_keeping({name: chunk, **fed}, _is_cache, kept)
-        yield "next", results
-        del results
+    later: Session | None = None
+    try:
+        for chunk in chunks:
+            later = later or open_graph("next")
+            fed: dict[str, Value] = {key.removeprefix("next_"): value for key, value in kept.items()}
+            # Each chunk's caches are written over those that it was given: there is one set of them, however long the clip.
+            results, kept = later.run_keeping({name: chunk, **fed}, _is_cache, kept)
+            yield "next", results
+            del results
+    finally:
+        if later is not None:
+            later.rest()
 
 
 def _is_cache(output: str) -> bool:
@@ -140,12 +151,20 @@ def _is_cache(output: str) -> bool:
 
 
 class _Graphs:
-    """The checked graphs of a component, loaded where they are used and given up after: the memory of one at a time."""
+    """The checked graphs of a component, loaded where they are used and then given up, for the memory of one at a time, or
+    with ``keep`` kept: an engine that compiles when it loads may need longer for that than for a small clip's frames.
+    """
 
-    def __init__(self, bundle: Bundle, component: str, options: EngineOptions) -> None:
+    def __init__(self, bundle: Bundle, component: str, options: EngineOptions, keep: bool) -> None:
         self._bundle, self._component, self._options = bundle, component, options
+        self._kept: dict[str, Session] | None = {} if keep else None
         self._engine, _ = choose_engine(bundle, options)
         self._engine.check_files(bundle, component)
 
     def open(self, name: str) -> Session:
-        return self._engine.open(self._bundle, self._component, name, self._options, lean=True)
+        if self._kept is not None and name in self._kept:
+            return self._kept[name]
+        session = self._engine.open(self._bundle, self._component, name, self._options, lean=True)
+        if self._kept is not None:
+            self._kept[name] = session
+        return session

@@ -44,22 +44,23 @@ _RUN = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from reelquant.runtime.engines import openvino
+from reelquant.runtime.engines.openvino import kernels
 from reelquant.runtime.engines.registry import open_onnx
 folder, out, names, forced = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 if forced:
-    openvino._overflows = lambda model: False
+    kernels.overflows = lambda model: False
 x = np.load(folder / "x.npy")
-found, kernels = {}, {}
+found, taken = {}, {}
 for name in names:
     plan = open_onnx("openvino", folder / name / "g.onnx")
     found[name] = plan.run({"x": x if name.startswith("linear") else x.reshape(1, 16, -1, 8, 4)[:, :, :4]})["y"]
-    operators = plan._compiled.get_runtime_model().get_ordered_ops()
+    (compiled,) = plan._compiled.values()
+    operators = compiled.get_runtime_model().get_ordered_ops()
     facts = [operator.get_rt_info() for operator in operators]
     kinds = ("FullyConnected", "Convolution", "MatMul")
-    kernels[name] = [str(f["primitiveType"].astype(str)) for f in facts if f["layerType"].astype(str) in kinds]
+    taken[name] = [str(f["primitiveType"].astype(str)) for f in facts if f["layerType"].astype(str) in kinds]
 np.savez(out, **found)
-print(json.dumps({"saturates": openvino.saturates(), "kernels": kernels}))
+print(json.dumps({"saturates": kernels.saturates(), "kernels": taken}))
 """
 # Judges the demo's INT8 bundle on OpenVINO.
 _GATE = """
@@ -68,11 +69,11 @@ from pathlib import Path
 from reelquant.quant.evaluation.gate import gate
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines import openvino
+from reelquant.runtime.engines.openvino import kernels
 bundle, reference = (Bundle.open(Path(path)) for path in sys.argv[1:3])
 steps = Trial("demo", prompts=1, steps=1).record(reference)
 if json.loads(sys.argv[3]):
-    openvino._overflows = lambda model: False
+    kernels.overflows = lambda model: False
 print(json.dumps(gate(bundle, reference, steps, "openvino").as_json()))
 """
 

@@ -19,7 +19,8 @@ from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.support import Support
-from reelquant.runtime.engines import onnxruntime, openvino
+from reelquant.runtime.engines import onnxruntime
+from reelquant.runtime.engines.openvino import engine as openvino
 from reelquant.runtime.engines.precision_notes import Note, note_of
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.machine import cpu_units

@@ -11,8 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from reelquant.runtime.media.flaws import flaws
+from reelquant.runtime.media.stream import ClipStream
 from reelquant.runtime.media.video import Clip
+from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.sampling.latents import SavedLatents
 from tests.command_line import run
 from tests.conftest import TinyBundleMaker
 
@@ -45,15 +48,16 @@ def test_the_command_ends_with_1_and_the_clip_is_there(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = Pipeline._clip
+    real = Pipeline._decoded
 
-    def decoded(self: Pipeline, *given: object) -> Clip:
-        clip = real(self, *given)  # type: ignore[arg-type]
-        moving = RNG.integers(0, 256, clip.frames.shape, np.uint8)
+    def decoded(self: Pipeline, saved: SavedLatents, monitor: Monitor) -> ClipStream:
+        stream = real(self, saved, monitor)
+        size = stream.size
+        moving = RNG.integers(0, 256, (size.frames, size.height, size.width, 3), np.uint8)
         made = {"black": np.zeros_like(moving), "frozen": np.repeat(moving[:1], len(moving), 0)}
-        return replace(clip, frames=made.get(flaw or "", moving))
+        return replace(stream, chunks=iter(np.array_split(made.get(flaw or "", moving), 3)))
 
-    monkeypatch.setattr(Pipeline, "_clip", decoded)
+    monkeypatch.setattr(Pipeline, "_decoded", decoded)
     command = (
         "generate",
         tiny_bundle("t2v").path,

@@ -15,7 +15,8 @@ from PIL import Image
 
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.media import video
-from reelquant.runtime.media.video import Clip, check_output, contact_sheet, read_clip
+from reelquant.runtime.media.video import Clip, read_clip
+from reelquant.runtime.media.writers import SUFFIXES, check_output, contact_sheet
 from tests.small_disk import run_with_small_disks
 
 PROVENANCE = {"prompt": 'a "red" círcle\nmoves', "seed": 7, "engines": {"transformer": ["openvino", "2026.4"]}}
@@ -87,7 +88,7 @@ def test_mp4_is_what_players_and_browsers_take(tmp_path: Path) -> None:
         assert (stream.duration or 0) * (stream.time_base or 0) == Fraction(9, 12)
 
 
-@pytest.mark.parametrize("suffix", video.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_same_clip_gives_the_same_bytes(tmp_path: Path, suffix: str) -> None:
     Clip(noisy(frames=17), 8, PROVENANCE).save(tmp_path / f"a{suffix}")
     Clip(noisy(frames=17), 8, dict(reversed(PROVENANCE.items()))).save(tmp_path / f"b{suffix}")
@@ -96,7 +97,7 @@ def test_same_clip_gives_the_same_bytes(tmp_path: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 3), (2, 16, 272, 3)])
-@pytest.mark.parametrize("suffix", video.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_smallest_clips(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
     Clip(np.full(shape, 99, np.uint8), 8).save(tmp_path / f"x{suffix}")
     if suffix in (".mp4", ".npy"):
@@ -180,7 +181,8 @@ import subprocess, sys
 from pathlib import Path
 import numpy as np
 from reelquant.runtime.errors import BadInput
-from reelquant.runtime.media.video import SUFFIXES, Clip
+from reelquant.runtime.media.video import Clip
+from reelquant.runtime.media.writers import SUFFIXES
 
 clip = Clip(np.load(sys.argv[1]), 8)
 for whole in sorted(Path(sys.argv[1]).parent.glob("whole.*")):
@@ -202,12 +204,12 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     """In a mount namespace of its own, with disks from far too small to just large enough."""
     clip = Clip(noisy(), 8)
     np.save(tmp_path / "frames.npy", clip.frames)
-    for suffix in video.SUFFIXES:
+    for suffix in SUFFIXES:
         clip.save(tmp_path / f"whole{suffix}")
     ran = run_with_small_disks(FULL_DISK, tmp_path / "frames.npy")
     assert ran.returncode == 0, ran.stderr
     lines = [line.split("|") for line in ran.stdout.splitlines()]
-    assert len(lines) == 4 * len(video.SUFFIXES)
+    assert len(lines) == 4 * len(SUFFIXES)
     for enough, said, left in lines:
         if enough == "True":
             assert said == "saved"

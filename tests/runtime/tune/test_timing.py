@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from reelquant.quant.evaluation.timing import in_turns, ratios, step_feeds
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.session import Array, Session, Values
 from reelquant.runtime.models.cogvideox.geometry import Geometry
 from reelquant.runtime.sizes import Size
+from reelquant.runtime.tune.timing import in_turns, ratios, step_feeds
 from tests.conftest import BundleMaker
 
 
