@@ -33,7 +33,10 @@ def test_sections_are_inherited_said_anew_and_written() -> None:
     recipe = Recipe.parse(
         'name="x"\ndescription="x"\nextends="int8"\nrotate=true\ntext_encoder={numerics="bf16_weight"}'
     )
-    assert recipe.section("vae_decoder") == Section("int8", "faster", bf16=True) and recipe.section("vae_encoder") == Section()
+    assert (
+        recipe.section("vae_decoder") == Section("int8", "faster", bf16=True)
+        and recipe.section("vae_encoder") == Section()
+    )
     assert recipe.bf16_attention and not Recipe.load("int8-minmax").bf16_attention
     assert recipe.rotate and recipe.text_storage == "bf16" and Recipe.load("int8").text_storage == "fp32"
     again = Recipe.parse(recipe.to_toml())

@@ -31,8 +31,8 @@ class OpenVinoSession(HostSession):
         model = kernels.core().read_model(str(graph))
         self.inputs = tuple(_name(port) for port in model.inputs)
         self.outputs = tuple(_name(port) for port in model.outputs)
-        self._compiled: dict[_Shapes, Any] = {}
-        self._requests: dict[_Shapes, Any] = {}
+        self._compiled: dict[_Shapes, Any] = {}  # the last used is the last
+        self._requests: dict[_Shapes, Any] = {}  # of those that ran since they were at rest
         if lean:
             give_back_at_once()
 
@@ -42,12 +42,7 @@ class OpenVinoSession(HostSession):
         try:
             compiled = self._compiled_for(shapes)
             # A request of its own where results have a place, or its next run would write there too.
-            if into or shapes not in self._requests:
-                request = compiled.create_infer_request()
-                if not into:
-                    self._requests[shapes] = request
-            else:
-                request = self._requests[shapes]
+            request = compiled.create_infer_request() if into else self._request_of(shapes, compiled)
             for i, name in enumerate(self.outputs):
                 if name in into:
                     request.set_output_tensor(i, kernels.module().Tensor(into[name], shared_memory=True))
@@ -73,9 +68,14 @@ class OpenVinoSession(HostSession):
         """
         self._compile(None)
 
+    def _request_of(self, shapes: _Shapes, compiled: Any) -> Any:
+        if shapes not in self._requests:
+            self._requests[shapes] = compiled.create_infer_request()
+        return self._requests[shapes]
+
     def _compiled_for(self, shapes: _Shapes) -> Any:
         if shapes in self._compiled:
-            self._compiled[shapes] = found = self._compiled.pop(shapes)  # the last used is the last
+            self._compiled[shapes] = found = self._compiled.pop(shapes)
             return found
         while len(self._compiled) >= (1 if self._lean else _KEPT):
             oldest = next(iter(self._compiled))

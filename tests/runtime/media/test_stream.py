@@ -44,7 +44,7 @@ def test_frames_are_written_while_later_ones_are_decoded(tmp_path: Path) -> None
     taken = threading.Event()
     size, count = Size(17, 32, 48), 0
 
-    class Noting(np.ndarray):  # type: ignore[type-arg]
+    class Noting(np.ndarray):
         """Frames that say when a writer takes them."""
 
         def __iter__(self) -> Iterator[NDArray[np.uint8]]:
