@@ -9,7 +9,7 @@ import numpy as np
 
 from reelquant.runtime.engines.engine import run_failed
 from reelquant.runtime.engines.openvino import kernels
-from reelquant.runtime.engines.openvino.model import attention_in_bf16, bf16_of, with_shapes
+from reelquant.runtime.engines.openvino.model import attention_in_bf16, bf16_of, rotate_by_products, with_shapes
 from reelquant.runtime.engines.session import BF16_ALL, BF16_ATTENTION, Array, Feeds, HostSession
 from reelquant.runtime.machine.memory import give_back_at_once
 
@@ -91,6 +91,7 @@ class OpenVinoSession(HostSession):
             options |= kernels.IN_FLOAT
         if shapes is not None:
             with_shapes(model, shapes, inputs_apart=self._lean)
+        rotate_by_products(model)
         if bf16 == BF16_ATTENTION:
             attention_in_bf16(model)
         if bf16 == BF16_ALL:

@@ -17,7 +17,7 @@ from reelquant.quant.graph.attentions import attention_nodes
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.passes.mark_bf16 import mark_bf16
 from reelquant.runtime.engines.openvino import kernels
-from reelquant.runtime.engines.openvino.model import attention_in_bf16
+from reelquant.runtime.engines.openvino.model import attention_in_bf16, rotate_by_products
 from reelquant.runtime.engines.openvino.session import OpenVinoSession
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import BF16_ALL, BF16_ATTENTION, Array
@@ -119,3 +119,72 @@ def test_where_bf16_is_taken_away_it_is_fp32(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     _, found = json.loads(ran.stdout.splitlines()[-1])
     assert all(error(np.array(each, np.float32), exact) < 2e-2 for each in found)
+
+
+ROTATION = """<ir_version: 10, opset_import: ["" : 21]>
+rotation (float[b, h, n, 8] x, float[n, 8] cos, float[n, 8] sin) => (float[b, h, n, 8] y)
+<int64[5] pairs = {0, 0, 0, 4, 2}, int64[4] flat = {0, 0, 0, 8}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2},
+ int64[1] axis = {AXIS}, int64[1] last = {-1}> {
+ folded = Reshape(x, pairs)
+ first = Slice(folded, ODD, ODD_END, axis)
+ odd = Squeeze(first, last)
+ second = Slice(folded, EVEN, EVEN_END, axis)
+ even = Squeeze(second, last)
+ negative = Neg(odd)
+ left = Unsqueeze(negative, last)
+ right = Unsqueeze(even, last)
+ stacked = Concat <axis = -1> (left, right)
+ turned = Reshape(stacked, flat)
+ a = Mul(x, cos)
+ b = Mul(turned, sin)
+ y = Add(a, b)
+}"""
+
+
+def rotation(folder: Path, odd: tuple[str, str] = ("one", "two"), even: tuple[str, str] = ("zero", "one")) -> Path:
+    text = ROTATION.replace("AXIS", "-1")
+    for name, (start, end) in (("ODD", odd), ("EVEN", even)):
+        text = text.replace(f"{name}_END", end).replace(name, start)
+    ir.save(ir.from_onnx_text(text), folder / "rotation.onnx")
+    return folder / "rotation.onnx"
+
+
+def rotated(graph: Path) -> int:
+    return rotate_by_products(kernels.core().read_model(str(graph)))
+
+
+def test_rotary_positions_are_a_product_and_exact(tmp_path: Path) -> None:
+    graph = rotation(tmp_path)
+    rng = np.random.default_rng(0)
+    fed = {
+        name: rng.standard_normal((2, 3, 5, 8)[-rank:], dtype=np.float32)
+        for name, rank in (("x", 4), ("cos", 2), ("sin", 2))
+    }
+    assert rotated(graph) == 1
+    turned = open_onnx("openvino", graph).run(
+        {**fed, "cos": np.zeros_like(fed["cos"]), "sin": np.ones_like(fed["sin"])}
+    )["y"]
+    pairs = fed["x"].reshape(2, 3, 5, 4, 2)
+    assert np.array_equal(turned, np.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(fed["x"].shape))
+    assert error(open_onnx("openvino", graph).run(fed)["y"], open_onnx("onnxruntime", graph).run(fed)["y"]) < 1e-6
+
+
+def test_what_is_no_such_rotation_is_left(tmp_path: Path) -> None:
+    """The same nodes, with the halves the other way round: another function, which no matrix of ours stands for."""
+    graph = rotation(tmp_path, ("zero", "one"), ("one", "two"))
+    fed = {
+        "x": np.ones((1, 1, 1, 8), np.float32),
+        "cos": np.zeros((1, 8), np.float32),
+        "sin": np.ones((1, 8), np.float32),
+    }
+    assert rotated(graph) == 0
+    assert np.array_equal(open_onnx("openvino", graph).run(fed)["y"], open_onnx("onnxruntime", graph).run(fed)["y"])
+
+
+@pytest.mark.parametrize("task", ["t2v", "i2v"])
+def test_every_rotation_of_a_transformer_is_found(task: str, demo_bundle: BundleMaker) -> None:
+    """Queries and keys of every block; and nothing in the VAE."""
+    bundle = demo_bundle(task, "fp32")
+    blocks = int(bundle.manifest.transformer["num_layers"])
+    assert rotated(bundle.graph("transformer", "main")) == 2 * blocks
+    assert rotated(bundle.graph("vae_decoder", "next")) == 0

@@ -15,8 +15,8 @@ from reelquant.runtime.machine.cpu_units import cpu_quota, physical_cores, threa
 def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cgroup file system of the test's own, in which this process is where the real one says."""
     monkeypatch.setattr(cpu_units, "_CGROUP", str(tmp_path))
-    monkeypatch.setattr(cpu_units.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(cpu_units.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     return tmp_path
 
 
