@@ -87,8 +87,11 @@ peers: $(READY)  ## The environment of the quantizers that ours is compared with
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
 
-bench: $(READY)  ## Measure what docs/benchmarks.md says: fidelity, difference and time per precision
+bench: $(READY)  ## Measure precisions, a step and whole clips on this CPU beside diffusers (about an hour, alone on the machine)
 	$(BIN)/python -m benchmarks.precisions
+	$(BIN)/python -m benchmarks.cpu_transformer
+	$(BIN)/python -m benchmarks.cpu_clip demo
+	$(BIN)/python -m benchmarks.cpu_clip 2b-width
 
 clean:  ## Remove what was built (not the environment)
 	rm -rf build

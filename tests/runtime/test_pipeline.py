@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from reelquant.runtime.errors import Cancelled
+from reelquant.runtime.errors import BadInput, Cancelled
 from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.pipeline import Pipeline, load_pipeline
 from reelquant.runtime.request import Request
+from reelquant.runtime.sampling.latents import SavedLatents
 from tests.conftest import TinyBundleMaker
 
 PROMPT = "a red circle moves right on a white background"
@@ -82,3 +85,45 @@ def test_what_is_resolved_is_not_resolved_again(t2v: Pipeline) -> None:
     resolved = t2v.resolve(Request(PROMPT))  # whose seed is drawn
     assert t2v.resolve(resolved) is resolved
     assert t2v.generate(resolved).provenance["seed"] == resolved.seed
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".npy"])
+def test_a_clip_that_is_rendered_is_the_one_that_is_generated(t2v: Pipeline, suffix: str, tmp_path: Path) -> None:
+    clip = t2v.generate(REQUEST)
+    clip.save(tmp_path / f"generated{suffix}")
+    rendered = t2v.render(REQUEST, tmp_path / f"rendered{suffix}", keep=tmp_path / "kept.npz")
+    assert (tmp_path / f"rendered{suffix}").read_bytes() == (tmp_path / f"generated{suffix}").read_bytes()
+    assert (rendered.sha256, rendered.provenance, rendered.flaws) == (clip.sha256, clip.provenance, clip.flaws)
+    saved = SavedLatents.load(tmp_path / "kept.npz")
+    assert t2v.render_saved(saved, tmp_path / f"again{suffix}").sha256 == t2v.decode_saved(saved).sha256 == clip.sha256
+    assert (tmp_path / f"again{suffix}").read_bytes() == (tmp_path / f"generated{suffix}").read_bytes()
+
+
+def test_a_rendering_that_is_cancelled_leaves_no_file(t2v: Pipeline, tmp_path: Path) -> None:
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "decode":
+            raise Cancelled("the user has gone")
+
+    with pytest.raises(Cancelled, match="the user has gone"):
+        t2v.render(REQUEST, tmp_path / "clip.mp4", on_step=stop)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(BadInput, match="does not end in one of"):
+        t2v.render(REQUEST, tmp_path / "clip.avi")
+
+
+@pytest.mark.parametrize(("keep", "opened"), [(True, 2), (False, 4)])
+def test_the_decoder_is_opened_once_where_networks_are_kept(
+    keep: bool, opened: int, tiny_bundle: TinyBundleMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_pipeline(tiny_bundle("t2v").path, keep=keep)
+    engine, seen = type(pipeline.engine), list[str]()
+    real = engine.open
+
+    def noted(self: Any, bundle: Any, component: str, graph: str, *more: Any, **named: Any) -> Any:
+        seen.append(f"{component}/{graph}")
+        return real(self, bundle, component, graph, *more, **named)
+
+    monkeypatch.setattr(engine, "open", noted)
+    first, second = (pipeline.generate(REQUEST).sha256 for _ in range(2))
+    assert first == second
+    assert len([name for name in seen if name.startswith("vae_decoder/")]) == opened
