@@ -5,9 +5,8 @@
     python -m benchmarks.cpu_clip growth --json
 
 ``demo`` is the demo's text-to-video checkpoint at its own size, ``2b-width`` a random one of 2B's width with four layers and its whole VAE,
-9 frames of 256x256; both with 50 steps. A runner is a process of its own that makes the same clip twice and writes it: the first is cold, from
-the start of the process, the second warm. Runners take turns, --turns times. Diffusers runs eager in float32 and bf16, and compiled where a trial of
-a few steps says that it gains. Ours is the bundle and the engine that `reelquant tune` found to be the fastest. ``balanced`` is the schedule with the
+9 frames of 256x256; both with 50 steps. A runner is a process of its own that makes the same clip three times and writes it: the first is cold, from
+the start of the process, the last warm. Runners take turns, --turns times. Diffusers runs eager in float32 and bf16, and compiled in bf16. Ours is the bundle and the engine that `reelquant tune` found to be the fastest. ``balanced`` is the schedule with the
 fewest forwards that keeps 37 dB to our own exact clip on held-out prompts, and on the demo its fidelity. ``growth`` fits seconds of a step
 to 6·D·N + N² (N tokens of width D) over frames and pixels, and of decoding to pixels.
 """
@@ -40,88 +39,23 @@ from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.machine.cpu_units import instruction_sets
 from reelquant.runtime.machine.doctor import machine
 from reelquant.runtime.media.video import Clip, read_clip
-from reelquant.runtime.pipeline import Pipeline
-from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tune.measure import candidates, measure, operations
 from reelquant.runtime.tune.record import remember
 
 PROMPT = "a red circle moves right on a white background"
 STEPS = 50
-DIFFUSERS = ("diffusers eager fp32", "diffusers eager bf16", "diffusers compiled fp32", "diffusers compiled bf16")
+DIFFUSERS = ("diffusers eager fp32", "diffusers eager bf16", "diffusers compiled bf16")
+CLIPS = 3  # of each process: what is compiled is compiled again for the second clip, and no more for the third
 NAME = "balanced"
 
 
-# In a runner's own process.
-
-
-def diffusers_clip(checkpoint: Path, runner: str, asked: dict[str, Any], out: Path, clips: int) -> None:
-    began = time.monotonic()
-    import torch
-
-    from benchmarks.same_noise import load_diffusers
-
-    dtype = torch.bfloat16 if runner.endswith("bf16") else torch.float32
-    pipe = load_diffusers(checkpoint, dtype)
-    if "compiled" in runner:
-        pipe.transformer = torch.compile(pipe.transformer)
-    for number in range(clips):
-        if number:
-            began = time.monotonic()
-        first: list[float] = []
-
-        def step(pipe: Any, i: int, t: Any, kept: Any, first: list[float] = first) -> Any:
-            first.append(time.monotonic())
-            return kept
-
-        size = Size.parse(asked["size"])
-        frames = pipe(
-            asked["prompt"], num_inference_steps=asked["steps"], guidance_scale=asked["guidance"], height=size.height,
-            width=size.width, num_frames=size.frames, generator=torch.Generator().manual_seed(0), output_type="np",
-            callback_on_step_end=step,
-        ).frames[0]  # fmt: skip
-        Clip(np.rint(np.asarray(frames) * 255).astype(np.uint8), 8).save(out)
-        say(number, began, first[0] - began)
-
-
-def our_clip(bundle: Path, asked: dict[str, Any], schedule: str | None, out: Path, clips: int) -> None:
-    began = time.monotonic()
-    size = Size.parse(asked["size"])
-    pipeline = Pipeline(Bundle.open(bundle), size=size)
-    request = Request(
-        asked["prompt"], seed=0, steps=asked["steps"], guidance=asked["guidance"], frames=size.frames,
-        height=size.height, width=size.width, schedule=schedule,
-    )  # fmt: skip
-    for number in range(clips):
-        if number:
-            began = time.monotonic()
-        first: list[float] = []
-
-        def heard(stage: str, done: int, total: int, first: list[float] = first) -> None:
-            if stage == "denoise" and not first:
-                first.append(time.monotonic())
-
-        made = pipeline.render(request, out, on_step=heard)
-        say(number, began, first[0] - began, forwards=made.provenance["forwards"], engine=pipeline.engine.name)
-
-
-def say(number: int, began: float, first_step: float, **more: Any) -> None:
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    facts = {"clip": number, "seconds": time.monotonic() - began, "first_step": first_step, "peak_rss_bytes": peak}
-    print(json.dumps({**facts, **more}), flush=True)
-
-
-# In the one that compares.
-
-
 def made_by(
-    arguments: argparse.Namespace, runner: dict[str, Any], asked: dict[str, Any], clips: int = 2
+    arguments: argparse.Namespace, runner: dict[str, Any], asked: dict[str, Any], clips: int = CLIPS
 ) -> dict[str, Any]:
     """Seconds of the first clip, from the start of the process, and of the last; the peak of memory and the first step of the first."""
-    command = [sys.executable, "-m", "benchmarks.cpu_clip", arguments.what, "--runner", json.dumps(runner)]
-    command += ["--asked", json.dumps(asked), "--clips", str(clips)]
+    command = [sys.executable, "-m", "benchmarks.clip_runners", json.dumps(runner), json.dumps(asked), str(clips)]
+    command.append(str(arguments.work / f"{runner['name'].replace(' ', '-')}.npy"))
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
         assert process.stdout is not None
@@ -185,16 +119,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         limits = "psnr>=37, fidelity>=-0.01" if data == "demo" else "psnr>=37"
         make_schedule(best, scheduled, NAME, Budget.parse(limits), plan)
-    trials = {
-        name: made_by(arguments, {"name": name, "checkpoint": str(checkpoint)}, {**asked, "steps": 2})["warm"]
-        for name in DIFFUSERS
-    }
-    print(json.dumps(trials), file=sys.stderr)
-    runners = [
-        {"name": name, "checkpoint": str(checkpoint)}
-        for kind in ("fp32", "bf16")
-        for name in [min((name for name in DIFFUSERS if name.endswith(kind)), key=trials.__getitem__)]
-    ]
+    runners = [{"name": name, "checkpoint": str(checkpoint)} for name in DIFFUSERS]
     runners += [{"name": f"reelquant {bundle.manifest.precision}", "bundle": str(bundle.path)} for bundle in bundles]
     runners.append({"name": f"reelquant {best.manifest.precision} {NAME}", "bundle": str(scheduled), "schedule": NAME})
     taken: dict[str, list[dict[str, Any]]] = {runner["name"]: [] for runner in runners}
@@ -276,22 +201,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/cpu"), help="keeps what is made for this")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=20.0, help="what tune takes for each bundle")
     parser.add_argument("--fit", type=int, default=SchedulePlan.prompts, help="clips that the schedule is fitted on")
     parser.add_argument("--held-out", type=int, default=SchedulePlan.held_out)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    for name in ("--runner", "--asked", "--clips"):
-        parser.add_argument(name, help=argparse.SUPPRESS)  # of the processes that make clips
     arguments = parser.parse_args()
-    if arguments.runner:
-        runner, asked, clips = json.loads(arguments.runner), json.loads(arguments.asked), int(arguments.clips)
-        out = arguments.work / f"{runner['name'].replace(' ', '-')}.npy"
-        if "checkpoint" in runner:
-            diffusers_clip(Path(runner["checkpoint"]), runner["name"], asked, out, clips)
-        else:
-            our_clip(Path(runner["bundle"]), asked, runner.get("schedule"), out, clips)
-        return
     result = growth(arguments) if arguments.what == "growth" else compare(arguments)
     if arguments.json:
         print(json.dumps(result, indent=1))

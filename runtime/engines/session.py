@@ -71,7 +71,7 @@ class Session(ABC):
         return feeds
 
     def rest(self) -> None:  # noqa: B027 - few engines hold anything between runs
-        """Give back what only a run needs; the next run takes it again, and need not compile anything."""
+        """Give back what only a run needs, where memory is short; the next run takes it again, and need not compile anything."""
 
 
 class HostSession(Session):

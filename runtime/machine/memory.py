@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,21 @@ def available_memory() -> int | None:
     """Bytes that can be had without swapping: the machine's, or its container's where that has less. None: unknown."""
     found = [value for value in (_of_machine(), _of_container()) if value is not None]
     return min(found, default=None)
+
+
+def is_short() -> bool:
+    """Whether less memory is left than this process holds: it could not become twice as large. Not known is not short."""
+    left, held = available_memory(), held_memory()
+    return left is not None and held is not None and left < held
+
+
+def held_memory() -> int | None:
+    """Bytes that this process holds in memory now; None where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def give_back_at_once() -> None:

@@ -21,6 +21,7 @@ from reelquant.runtime.engines.openvino.model import attention_in_bf16, rotate_b
 from reelquant.runtime.engines.openvino.session import OpenVinoSession
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import BF16_ALL, BF16_ATTENTION, Array
+from reelquant.runtime.machine import memory
 from tests.conftest import ROOT, BundleMaker
 
 ATTENTION = """<ir_version: 10, opset_import: ["" : 21]>
@@ -64,11 +65,15 @@ def test_what_was_compiled_is_kept_for_some_shapes(lean: bool, tmp_path: Path) -
     assert next(reversed(session._compiled))[0] == (2, 40, 64)  # the last that was used is the last to go
 
 
-def test_a_session_at_rest_answers_as_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("short", [False, True])
+def test_a_session_at_rest_answers_as_before(short: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only a run needs is given back where memory is short, and nothing is compiled again."""
+    monkeypatch.setattr(memory, "available_memory", lambda: 0 if short else 1 << 60)
     session = OpenVinoSession(saved(tmp_path), 1, lean=False)
     first = session.run(feeds())["y"]
     compiled = dict(session._compiled)
     session.rest()
+    assert bool(session._requests) != short
     assert np.array_equal(session.run(feeds())["y"], first) and session._compiled == compiled
 
 
