@@ -9,6 +9,7 @@ import numpy as np
 
 from reelquant.runtime.engines.engine import run_failed
 from reelquant.runtime.engines.openvino import kernels
+from reelquant.runtime.engines.openvino.compiled import load_or_compile
 from reelquant.runtime.engines.openvino.model import attention_in_bf16, bf16_of, rotate_by_products, with_shapes
 from reelquant.runtime.engines.session import BF16_ALL, BF16_ATTENTION, Array, Feeds, HostSession
 from reelquant.runtime.machine.memory import give_back_at_once, is_short
@@ -83,10 +84,12 @@ class OpenVinoSession(HostSession):
             oldest = next(iter(self._compiled))
             del self._compiled[oldest]
             self._requests.pop(oldest, None)
-        self._compiled[shapes] = made = self._compile(shapes)
+        self._compiled[shapes] = made = load_or_compile(
+            self._graph, [shapes, self._options, self._lean], lambda: self._compile(shapes)
+        )
         return made
 
-    def _compile(self, shapes: _Shapes | None) -> Any:
+    def _compile(self, shapes: _Shapes | None) -> tuple[Any, dict[str, Any]]:
         model = kernels.core().read_model(str(self._graph))
         options, bf16 = dict(self._options), bf16_of(model) if kernels.multiplies_bf16() else ""
         if kernels.saturates() and kernels.overflows(model):
@@ -98,7 +101,7 @@ class OpenVinoSession(HostSession):
             attention_in_bf16(model)
         if bf16 == BF16_ALL:
             options["INFERENCE_PRECISION_HINT"] = "bf16"
-        return kernels.core().compile_model(model, "CPU", options)
+        return kernels.core().compile_model(model, "CPU", options), options
 
 
 def _name(port: Any) -> str:

@@ -16,7 +16,7 @@ import pytest
 from reelquant.quant.graph.attentions import attention_nodes
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.passes.mark_bf16 import mark_bf16
-from reelquant.runtime.engines.openvino import kernels
+from reelquant.runtime.engines.openvino import compiled, kernels
 from reelquant.runtime.engines.openvino.model import attention_in_bf16, rotate_by_products
 from reelquant.runtime.engines.openvino.session import OpenVinoSession
 from reelquant.runtime.engines.registry import open_onnx
@@ -193,3 +193,84 @@ def test_every_rotation_of_a_transformer_is_found(task: str, demo_bundle: Bundle
     blocks = int(bundle.manifest.transformer["num_layers"])
     assert rotated(bundle.graph("transformer", "main")) == 2 * blocks
     assert rotated(bundle.graph("vae_decoder", "next")) == 0
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache that keeps even what is compiled in no time."""
+    monkeypatch.setenv("REELQUANT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiled, "_LEAST", 0.0)
+    return tmp_path / "cache" / "openvino"
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The graphs that are compiled from now on."""
+    seen: list[Path] = []
+    real = OpenVinoSession._compile
+
+    def compile(self: OpenVinoSession, shapes: Any) -> Any:
+        seen.append(self._graph)
+        return real(self, shapes)
+
+    monkeypatch.setattr(OpenVinoSession, "_compile", compile)
+    return seen
+
+
+@pytest.mark.parametrize("what", ["", BF16_ATTENTION, BF16_ALL])
+def test_what_was_compiled_before_is_loaded(
+    what: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, seen = saved(tmp_path, what), counted(monkeypatch)
+    first, again = (OpenVinoSession(graph, 1, lean=False).run(feeds())["y"] for _ in range(2))
+    assert len(seen) == 1 and np.array_equal(first, again)
+    # Another shape, number of threads or way to open it is another model.
+    OpenVinoSession(graph, 1, lean=False).run(feeds(24))
+    OpenVinoSession(graph, 2, lean=False).run(feeds())
+    OpenVinoSession(graph, 1, lean=True).run(feeds())
+    assert len(seen) == 4 and len(list(cache.glob("*.json"))) == len(list(cache.glob("*.blob"))) == 4
+
+
+def test_another_graph_of_the_same_name_is_another(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, seen = saved(tmp_path), counted(monkeypatch)
+    OpenVinoSession(graph, 1, lean=False).run(feeds())
+    ir.save(ir.from_onnx_text(ATTENTION.replace("y = MatMul(mixed, w)", "y = Add(mixed, mixed)")), graph)
+    wanted = open_onnx("onnxruntime", graph).run(feeds())["y"]
+    assert error(OpenVinoSession(graph, 1, lean=False).run(feeds())["y"], wanted) < 1e-5 and len(seen) == 2
+
+
+@pytest.mark.parametrize("harm", ["blob", "facts", "gone"])
+def test_a_damaged_entry_is_compiled_again(
+    harm: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, seen = saved(tmp_path), counted(monkeypatch)
+    wanted = OpenVinoSession(graph, 1, lean=False).run(feeds())["y"]
+    (blob,), (facts,) = cache.glob("*.blob"), cache.glob("*.json")
+    if harm == "blob":
+        data = bytearray(blob.read_bytes())
+        data[len(data) // 2] ^= 1
+        blob.write_bytes(data)
+    elif harm == "facts":
+        facts.write_text("{")
+    else:
+        blob.unlink()
+    assert np.array_equal(OpenVinoSession(graph, 1, lean=False).run(feeds())["y"], wanted) and len(seen) == 2
+    assert np.array_equal(OpenVinoSession(graph, 1, lean=False).run(feeds())["y"], wanted) and len(seen) == 2
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    assert OpenVinoSession(saved(tmp_path), 1, lean=False).run(feeds())["y"].shape == (2, 80, 64)
+
+
+def test_large_models_and_quick_ones_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REELQUANT_CACHE", str(tmp_path / "cache"))
+    graph, seen = saved(tmp_path), counted(monkeypatch)
+    for largest, least in ((0, 0.0), (1 << 30, 1e6)):
+        monkeypatch.setattr(compiled, "_LARGEST", largest)
+        monkeypatch.setattr(compiled, "_LEAST", least)
+        OpenVinoSession(graph, 1, lean=False).run(feeds())
+    assert len(seen) == 2 and not (tmp_path / "cache").exists()
