@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from reelquant.quant.calibration.calibrate import hash_prompts
 from reelquant.quant.calibration.data import CalibrationData
@@ -143,19 +144,10 @@ def convolve_in_int8(
     if bf16:
         for model in models.values():
             mark_bf16(model, BF16_ALL)
-    part = derived.write(DECODER, models)
-    frames: list[list[Array]] = []
-    with progress.stage("compare", 2 * len(unseen)) as advance:
-        for side in (bundle.path, derived.folder):
-            decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, engine)
-            frames.append([])
-            for latents in unseen:
-                frames[-1] += decoder.decode(latents)
-                advance()
-    psnr = frames_psnr(*frames)
+    psnr = _compared(derived, models, unseen, engine, progress)
     if not psnr >= LEAST_PSNR:
         raise AccuracyError(
-            f"INT8 convolutions take the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
+            f"INT8 convolutions take the frames of {derived.bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
             "the limit; keep this decoder in fp32"
         )
     facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}
@@ -163,6 +155,43 @@ def convolve_in_int8(
     said = {BF16: BF16_ALL} if bf16 else {}
     derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}, **said} for graph, count in counts.items()})
     return psnr
+
+
+def compute_in_bf16(
+    derived: Derivation, unseen: Sequence[Array], engine: str, trial: Mapping[str, Any], progress: Progress = SILENT
+) -> float:
+    """As :func:`convolve_in_int8`, but all of the decoder in bf16 where the CPU has units for it, and nothing in INT8.
+
+    Raises:
+        AccuracyError: the frames are further off than ``LEAST_PSNR``.
+    """
+    models = derived.models(DECODER)
+    for model in models.values():
+        mark_bf16(model, BF16_ALL)
+    psnr = _compared(derived, models, unseen, engine, progress)
+    if not psnr >= LEAST_PSNR:
+        raise AccuracyError(
+            f"bf16 takes the frames of {derived.bundle.path} to {psnr:.1f} dB of fp32's; they stay in fp32"
+        )
+    said = {BF16: BF16_ALL, "bf16_trial": {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}}
+    derived.note(DECODER, dict.fromkeys(models, said))
+    return psnr
+
+
+def _compared(
+    derived: Derivation, models: Mapping[str, ir.Model], unseen: Sequence[Array], engine: str, progress: Progress
+) -> float:
+    """Write ``models`` as the decoder, and return how far its frames of the latents ``unseen`` are from those of the bundle's own, dB."""
+    bundle, frames = derived.bundle, list[list[Array]]()
+    part = derived.write(DECODER, models)
+    with progress.stage("compare", 2 * len(unseen)) as advance:
+        for side in (bundle.path, derived.folder):
+            decoder = _decoder(bundle, {graph: side / file for graph, file in part.graphs.items()}, engine)
+            frames.append([])
+            for latents in unseen:
+                frames[-1] += decoder.decode(latents)
+                advance()
+    return frames_psnr(*frames)
 
 
 def largest_fed(

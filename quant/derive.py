@@ -50,7 +50,7 @@ class Derivation:
 
     def keep(self, component: str) -> None:
         """Leave a component as it was after all."""
-        start = f"{component}/"
+        start, self.components[component] = f"{component}/", self.bundle.manifest.components[component]
         self.bundle.copy_files(self.folder, lambda name: name.startswith(start))
 
     def compute(self, component: str, dtype: str) -> None:

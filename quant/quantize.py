@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from reelquant.quant.calibration.ranges import Ranges
-from reelquant.quant.decoder_bundle import DecoderTrial, check_decoder, convolve_in_int8
+from reelquant.quant.decoder_bundle import DecoderTrial, check_decoder, compute_in_bf16, convolve_in_int8
 from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.evaluation.gate import judge, limits_of
 from reelquant.quant.evaluation.limits import Limits
@@ -152,7 +152,7 @@ def _convolves(recipe: Recipe | None, ranges: Ranges | None, engine: str | None)
 
 
 def _convolved(derived: Derivation, recipe: Recipe, ranges: Ranges, engine: str, progress: Progress) -> None:
-    """The decoder in INT8, or as it was where the recipe asks for speed alone and it loses too much.
+    """The decoder in INT8; where it loses too much and the recipe asks for speed alone, in bf16 if it asks for that too, or as it was.
 
     Raises:
         AccuracyError: it loses too much, and the recipe wants it in any case.
@@ -167,7 +167,12 @@ def _convolved(derived: Derivation, recipe: Recipe, ranges: Ranges, engine: str,
         if recipe.section(VAE_DECODER).when == ALWAYS:
             raise
         progress.say(str(error))
-        derived.keep(VAE_DECODER)
+        try:
+            if not recipe.section(VAE_DECODER).bf16:
+                raise
+            compute_in_bf16(derived, unseen, engine, trial, progress)
+        except AccuracyError:
+            derived.keep(VAE_DECODER)
 
 
 def check_sources(bundle: Bundle, ranges: Ranges | None) -> None:
