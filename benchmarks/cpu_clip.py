@@ -5,7 +5,7 @@
     python -m benchmarks.cpu_clip growth --json
 
 ``demo`` is the demo's text-to-video checkpoint at its own size, ``2b-width`` a random one of 2B's width with four layers and its whole VAE,
-9 frames of 256x256; both with 50 steps. A runner is a process of its own that makes the same clip three times and writes it: the first is cold, from
+9 frames of 256x256; both with 50 steps. A runner is a process of its own that makes the same clip --clips times and writes it: the first is cold, from
 the start of the process, the last warm. Runners take turns, --turns times. Diffusers runs eager in float32 and bf16, and compiled in bf16. Ours is the bundle and the engine that `reelquant tune` found to be the fastest. ``balanced`` is the schedule with the
 fewest forwards that keeps 37 dB to our own exact clip on held-out prompts, and on the demo its fidelity. ``growth`` fits seconds of a step
 to 6·D·N + N² (N tokens of width D) over frames and pixels, and of decoding to pixels.
@@ -44,15 +44,19 @@ from reelquant.runtime.tune.record import remember
 PROMPT = "a red circle moves right on a white background"
 STEPS = 50
 DIFFUSERS = ("diffusers eager fp32", "diffusers eager bf16", "diffusers compiled bf16")
-CLIPS = 3  # of each process: what is compiled is compiled again for the second clip, and no more for the third
 NAME = "balanced"
 
 
-def made_by(
-    arguments: argparse.Namespace, runner: dict[str, Any], asked: dict[str, Any], clips: int = CLIPS
-) -> dict[str, Any]:
+def made_by(arguments: argparse.Namespace, runner: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the first clip, from the start of the process, and of the last; the peak of memory and the first step of the first."""
-    command = [sys.executable, "-m", "benchmarks.clip_runners", json.dumps(runner), json.dumps(asked), str(clips)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.clip_runners",
+        json.dumps(runner),
+        json.dumps(asked),
+        str(arguments.clips),
+    ]
     command.append(str(arguments.work / f"{runner['name'].replace(' ', '-')}.npy"))
     began = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) as process:
@@ -117,7 +121,11 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         limits = "psnr>=37, fidelity>=-0.01" if data == "demo" else "psnr>=37"
         make_schedule(best, scheduled, NAME, Budget.parse(limits), plan)
-    runners = [{"name": name, "checkpoint": str(checkpoint)} for name in DIFFUSERS]
+    runners = [
+        {"name": name, "checkpoint": str(checkpoint)}
+        for name in DIFFUSERS
+        if not (arguments.no_compile and "compiled" in name)
+    ]
     runners += [{"name": f"reelquant {bundle.manifest.precision}", "bundle": str(bundle.path)} for bundle in bundles]
     runners.append({"name": f"reelquant {best.manifest.precision} {NAME}", "bundle": str(scheduled), "schedule": NAME})
     taken: dict[str, list[dict[str, Any]]] = {runner["name"]: [] for runner in runners}
@@ -200,6 +208,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--guidance", type=float, default=4.0)
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument(
+        "--clips", type=int, default=3, help="of each process; what torch compiles it compiles again for the second"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="without torch.compile, which needs a C++ compiler")
     parser.add_argument("--seconds", type=float, default=20.0, help="what tune takes for each bundle")
     parser.add_argument("--fit", type=int, default=SchedulePlan.prompts, help="clips that the schedule is fitted on")
     parser.add_argument("--held-out", type=int, default=SchedulePlan.held_out)
