@@ -26,7 +26,7 @@ from reelquant.runtime.tune.record import Tuned
 from reelquant.runtime.tune.timing import step_feeds
 
 _FEWEST, _MOST = 2, 20  # timed steps of each candidate
-_TILE = 128  # pixels a side: decoding takes as long per pixel whatever the size
+_TILE = 64  # pixels a side: decoding takes as long per pixel whatever the size
 
 
 @dataclass(frozen=True)
@@ -91,14 +91,17 @@ def measure(
     """
     bundle.check_hashes(lambda name: name.startswith(("transformer/", "vae_decoder/")))
     share, found = seconds / len(tried), list[Measured]()
+    decoding: dict[tuple[str, int | None], float] = {}  # which no batch changes
     with progress.stage("tune", len(tried)) as advance:
         for candidate in tried:
             version = get_engine(candidate.engine).version()
             try:
                 _check_memory(bundle, candidate)
-                step, decode = _step_seconds(bundle, size, candidate, share), _decode_seconds(bundle, size, candidate)
-                clip = bundle.manifest.defaults.steps * step + decode
-                found.append(Measured(candidate, version, step, decode, clip))
+                step, way = _step_seconds(bundle, size, candidate, share), (candidate.engine, candidate.threads)
+                if way not in decoding:
+                    decoding[way] = _decode_seconds(bundle, size, candidate)
+                clip = bundle.manifest.defaults.steps * step + decoding[way]
+                found.append(Measured(candidate, version, step, decoding[way], clip))
             except ReelquantError as error:
                 found.append(Measured(candidate, version, failed=str(error)))
             advance()
