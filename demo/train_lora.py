@@ -40,7 +40,7 @@ FILE = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 TIMESTEPS = (999, 859, 659, 399)  # of the teacher's 50
 RANK = 16
 CHUNK = 64  # clips of a file of recordings
-BATCH, STEPS, RATE = 16, 400, 2e-3
+BATCH, STEPS, RATE = 16, 200, 2e-3
 TEACHER_FORCED = 0.5
 
 
