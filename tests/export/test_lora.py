@@ -81,6 +81,8 @@ def test_alpha_beside_the_factors(form: str, stored: dict[str, Stored], pairs: P
         ({"r": RANK, "lora_alpha": 6, "use_rslora": True}, 6 / RANK**0.5, 6 / RANK**0.5),
         ({"r": RANK, "lora_alpha": 6, "alpha_pattern": {Q: 1.5}}, 2.0, 0.5),
         ({"r": RANK, "lora_alpha": 6, "alpha_pattern": {f"^{Q}": 1.5}}, 2.0, 0.5),
+        ({"r": RANK}, 8 / RANK, 8 / RANK),
+        ({"r": RANK, "lora_alpha": 6, "alpha_pattern": {r".*\.0\..*to_q": 1.5}}, 2.0, 0.5),
         ({"r": RANK, "lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 1.5, "^to_q": 9, "ttn1.to_q": 9}}, 2.0, 0.5),
     ],
 )
@@ -246,6 +248,7 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     "alpha is infinite": (changed(lambda t: t.update({f"{Q}.alpha": ONE * float("inf")})), "is not one finite number"),
     "no JSON": (metadata("{"), "cannot read its lora_adapter_metadata"),
     "no numbers": (metadata('{"lora_alpha": "high"}'), "cannot read its lora_adapter_metadata"),
+    "no pattern": (metadata('{"alpha_pattern": {"(": 3}}'), "cannot read its lora_adapter_metadata"),
     "infinite alpha": (metadata('{"lora_alpha": Infinity}'), "cannot read its lora_adapter_metadata: an alpha is not"),
     "DoRA by metadata": (metadata('{"transformer.use_dora": true}'), "says use_dora: DoRA, which is not supported"),
 }
