@@ -30,7 +30,7 @@ from benchmarks.same_noise import Floats, Sampling, load_diffusers
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.parity import relative_l2
 from reelquant.export.road import ExportPlan, export_checkpoint
-from reelquant.export.trace_bundle import bundle_defaults
+from reelquant.export.sampling import AS_TRAINED
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions, parse_gpus
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE
@@ -198,7 +198,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise BadInput(f"torch {torch.__version__} finds no CUDA device here; use --device cpu, or run it on a GPU")
     checkpoint = Checkpoint.open(arguments.checkpoint)
-    defaults = bundle_defaults(checkpoint, Size.parse(arguments.size) if arguments.size else None)
+    defaults = AS_TRAINED.defaults(checkpoint, Size.parse(arguments.size) if arguments.size else None)
     size = defaults.size
     bundles = prepare(arguments, checkpoint, size)
     sampling = Sampling.random(checkpoint.task, arguments.prompt, size, arguments.steps, checkpoint.geometry)

@@ -3,7 +3,7 @@
     python -m demo.fidelity PATH --prompts 64 --json
 
 PATH is a checkpoint, rendered by diffusers in fp32, or a bundle, rendered by reelquant. Both get the same held-out
-prompts and the same initial noise, so differences are those of the networks' numerics.
+prompts and the same initial noise, so differences are those of the networks' numerics. A bundle of a few-step model has its own steps and guidance.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ Pixels = NDArray[np.uint8]
 # What precisions are compared at. The pipelines' own 6 saturates colours here, which costs the first frame between 2 and
 # 3 dB, and edges (shape IoU); both are in the model cards.
 GUIDANCE = 4.0
+STEPS = 20
 LATENTS = ((FRAMES - 1) // 4 + 1, 16, SIZE // 8, SIZE // 8)
 
 
@@ -54,21 +55,32 @@ def tasks(prompts: int, seed: int = 0) -> list[Task]:
     return made
 
 
-def renderer(path: Path, steps: int, guidance: float, engine: str) -> tuple[str, Callable[[Task], Pixels]]:
-    """The task (``t2v`` or ``i2v``) of a checkpoint or bundle, and a function that renders one clip with it."""
+def renderer(
+    path: Path, steps: int | None, guidance: float | None, engine: str
+) -> tuple[str, Callable[[Task], Pixels]]:
+    """The task (``t2v`` or ``i2v``) of a checkpoint or bundle, and a function that renders one clip with it. Steps and guidance that are
+    None are those that precisions are compared at, or a few-step bundle's own.
+    """
     if (path / "manifest.json").is_file():
         return _bundle_renderer(path, steps, guidance, engine)
-    return _checkpoint_renderer(path, steps, guidance)
+    return _checkpoint_renderer(path, steps or STEPS, GUIDANCE if guidance is None else guidance)
 
 
-def _bundle_renderer(path: Path, steps: int, guidance: float, engine: str) -> tuple[str, Callable[[Task], Pixels]]:
+def _bundle_renderer(
+    path: Path, steps: int | None, guidance: float | None, engine: str
+) -> tuple[str, Callable[[Task], Pixels]]:
     from reelquant.runtime import load_pipeline
 
-    return pipeline_renderer(load_pipeline(path, engine), steps, guidance)
+    pipeline = load_pipeline(path, engine)
+    if not pipeline.bundle.manifest.defaults.few_steps:
+        steps, guidance = steps or STEPS, GUIDANCE if guidance is None else guidance
+    return pipeline_renderer(pipeline, steps, guidance)
 
 
-def pipeline_renderer(pipeline: Pipeline, steps: int, guidance: float) -> tuple[str, Callable[[Task], Pixels]]:
-    """As :func:`renderer`, with a bundle's pipeline."""
+def pipeline_renderer(
+    pipeline: Pipeline, steps: int | None, guidance: float | None
+) -> tuple[str, Callable[[Task], Pixels]]:
+    """As :func:`renderer`, with a bundle's pipeline; what is None is the bundle's own."""
     from reelquant.runtime import Request
 
     kind = pipeline.bundle.manifest.task
@@ -143,8 +155,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path, help="a checkpoint or a bundle")
     parser.add_argument("--prompts", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--steps", type=int, help=f"default: {STEPS}, or those of a few-step bundle")
+    parser.add_argument("--guidance", type=float, help=f"default: {GUIDANCE:g}, or that of a few-step bundle")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", default="openvino", help="for a bundle")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

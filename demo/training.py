@@ -96,15 +96,22 @@ def load_state(path: Path, module: torch.nn.Module, optimizers: Optimizers, ema:
 
 
 class Training:
-    """A network's training by stages: every 100 steps all of it is in ``path``, and a new one goes on from there.
+    """A network's training by stages: after so many steps each, ``every``, all of it is in ``path``, and a new one goes on from there.
 
     ``decay`` is that of the averaged weights, ``limit`` the seconds after which training ends, whatever steps and stages
     were left.
     """
 
     def __init__(
-        self, path: Path, module: torch.nn.Module, optimizers: Optimizers, decay: float, limit: float | None
+        self,
+        path: Path,
+        module: torch.nn.Module,
+        optimizers: Optimizers,
+        decay: float,
+        limit: float | None,
+        every: int = 100,
     ) -> None:
+        self.every = every
         self.path, self.module, self.optimizers, self.limit = path, module, optimizers, limit
         self.ema = Ema(module, decay)
         state = load_state(path, module, optimizers, self.ema)
@@ -129,7 +136,7 @@ class Training:
             self.state["step"] += 1
             self.state["seconds"] += time.monotonic() - began
             self._progress(self.state, steps, loss.detach())
-            if self.state["step"] % 100 == 0:
+            if self.state["step"] % self.every == 0:
                 self._save()
 
     def finish(self) -> float:

@@ -6,9 +6,9 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +16,9 @@ from typing import Any, cast
 import tokenizers
 import torch
 
+from reelquant.export.lora import Lora, merged
 from reelquant.export.network import Network, fake_mode
-from reelquant.export.weights import Finite, check_fit, open_weights
+from reelquant.export.weights import PICKLED, Finite, Weight, check_fit, check_whole, open_weights
 from reelquant.runtime.bundle import hash_file
 from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
 from reelquant.runtime.models.cogvideox.family import CogVideoX
@@ -25,7 +26,6 @@ from reelquant.runtime.models.cogvideox.geometry import Geometry
 from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config
 from reelquant.runtime.sizes import Size
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _AGAIN = "download the checkpoint again"
 _T5_TWINS = ("shared.weight", "encoder.embed_tokens.weight")
 _CONVERT = "convert the checkpoint to safetensors: save_pretrained(..., safe_serialization=True)"
@@ -47,24 +47,27 @@ _NUMBERS = {
     "vae": ("latent_channels", "temporal_compression_ratio", "scaling_factor"),
 }  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w.-]+(/[\w.-]+)*)?")
-_LFS = b"version https://git-lfs"
 # Latent height and width that the public checkpoints are trained at, by whether they take frames in pairs (1.5).
 _TRAINED = {False: (60, 90), True: (96, 170)}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A local checkpoint folder and the name the user gave it."""
+    """A local checkpoint folder and the name the user gave it; ``loras`` are added to its transformer's weights."""
 
     path: Path
     name: str
+    loras: tuple[Lora, ...] = ()
 
     @classmethod
-    def open(cls, source: str) -> Checkpoint:
+    def open(cls, source: str, loras: Sequence[str] = ()) -> Checkpoint:
         """Find a checkpoint: a folder, or a hub id (``owner/name``, with ``@revision`` if wanted).
+
+        Each of ``loras`` is a file, or ``FILE:SCALE``.
 
         Raises:
             BundleError: not found, not CogVideoX, pickled weights, or code in it.
+            BadInput: a LoRA cannot be read, or is not one of this transformer.
         """
         path = Path(source)
         if not path.is_dir():
@@ -75,7 +78,10 @@ class Checkpoint:
             path = _download(source)
         checkpoint = cls(path, Path(os.path.abspath(source)).name if Path(source).is_dir() else source)
         checkpoint._check()
-        return checkpoint
+        if not loras:
+            return checkpoint
+        weights = {name: weight.shape for name, weight in open_weights(path / "transformer").items()}
+        return replace(checkpoint, loras=tuple(Lora.open(each, weights) for each in loras))
 
     def config(self, folder: str) -> dict[str, Any]:
         """One component's config as a dict.
@@ -201,6 +207,11 @@ class Checkpoint:
                     found[file.relative_to(self.path).as_posix()] = hash_file(file)
         return found
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """What a bundle's manifest says that it was made from."""
+        return {"checkpoint": self.name, "files": self.hashes(), "loras": [lora.record for lora in self.loras]}
+
     def network(self, folder: str) -> Network:
         """One network by its named class, without weights: those are read from safetensors as they are needed.
 
@@ -222,7 +233,8 @@ class Checkpoint:
                 if name in stored and twin in wanted:
                     stored.setdefault(twin, stored[name])
         check_fit(path, stored, wanted)
-        return Network(module.eval(), mode, {name: Finite(weight) for name, weight in stored.items()})
+        weights: dict[str, Weight] = {name: Finite(weight) for name, weight in stored.items()}
+        return Network(module.eval(), mode, merged(weights, self.loras) if folder == "transformer" else weights)
 
     def _check(self) -> None:
         if not (self.path / "model_index.json").is_file():
@@ -256,14 +268,14 @@ class Checkpoint:
         files = [file.name for file in folder.iterdir()]
         for file in sorted(folder.iterdir()):
             if file.suffix in (".json", ".safetensors", ".model") and file.is_file():
-                _check_whole(file)
+                check_whole(file)
         if folder.name == "tokenizer" and not {"tokenizer.json", "spiece.model"}.intersection(files):
             raise BundleError(
                 f"{folder} has neither tokenizer.json nor spiece.model, one of which holds the vocabulary; {_AGAIN}"
             )
         safe = any(name.endswith(".safetensors") for name in files)
         for name in files:
-            if name.endswith(_PICKLED) and not safe:
+            if name.endswith(PICKLED) and not safe:
                 raise BundleError(f"{folder / name} is a pickle, and loading a pickle can run any code; {_CONVERT}")
             if name.endswith(".py"):
                 raise BundleError(f"{folder / name} is code, which is never run; remove it to go on")
@@ -280,20 +292,6 @@ def build_network(folder: str, config: Mapping[str, Any]) -> torch.nn.Module:
         return cast(torch.nn.Module, transformers.T5EncoderModel(transformers.T5Config(**config)))
     module: torch.nn.Module = getattr(diffusers, _CLASSES[folder]).from_config(config)
     return module
-
-
-def _check_whole(file: Path) -> None:
-    """Raises:
-    BundleError: the file is empty, or a Git LFS pointer in the place of the file itself.
-    """
-    with file.open("rb") as data:
-        start = data.read(len(_LFS))
-    if not start:
-        raise BundleError(f"cannot read {file}: it is empty; {_AGAIN}")
-    if start == _LFS:
-        raise BundleError(
-            f"cannot read {file}: it is a Git LFS pointer and not the file itself; run git lfs pull there, or {_AGAIN}"
-        )
 
 
 def _read_json(path: Path) -> dict[str, Any]:

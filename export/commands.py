@@ -9,7 +9,8 @@ import click
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, describe, make_plan, refuse_what_cannot_fit
 from reelquant.export.road import ExportPlan, chosen_base, export_checkpoint, stored_text
-from reelquant.export.trace_bundle import bundle_defaults, trace_bundle
+from reelquant.export.sampling import Sampling
+from reelquant.export.trace_bundle import trace_bundle
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.commands.options import GATE, OUT, REPLACE, sampling_options
 from reelquant.quant.passes.store_weights import STORAGES
@@ -19,14 +20,18 @@ from reelquant.runtime.commands.options import (
     JSON,
     QUIET,
     lower,
+    option_group,
     print_json,
     shown,
     size_option,
+    timesteps_option,
 )
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.errors import BadInput
+from reelquant.runtime.models.cogvideox.schedulers import NAMES
 from reelquant.runtime.progress import Progress
+from reelquant.runtime.request import MAX_STEPS
 from reelquant.runtime.sizes import Size
 
 CHECKPOINT = click.argument("checkpoint")
@@ -36,11 +41,27 @@ TEXT_WEIGHTS = click.option(
     type=click.Choice(STORAGES, case_sensitive=False),
     help="How the text encoder's weights are stored; it computes in fp32 [default: as the recipe says, else fp32].",
 )
+LORA = click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:SCALE]", help="Merge this LoRA (.safetensors); several add up."
+)
+# How clips are sampled where a request does not say: ``defaults: Sampling``.
+SAMPLING = option_group(
+    "defaults",
+    Sampling,
+    click.option("--steps", type=click.IntRange(1, MAX_STEPS), help="Default steps of the clips [default: 50]."),
+    timesteps_option("Default steps, at the timesteps that a model was distilled to."),
+    click.option("--guidance", type=float, help="Default guidance scale; 1 turns it off [default: 6]."),
+    click.option(
+        "--scheduler", type=click.Choice(list(NAMES), case_sensitive=False), help="Sampler [default: the checkpoint's]."
+    ),
+)
 
 
 @click.command()
 @CHECKPOINT
 @OUT
+@LORA
+@SAMPLING
 @click.option("--precision", default=ExportPlan.precision, show_default=True, callback=lower,
               help="fp32, fp16, bf16, a recipe (int8, fp8, …) or a recipe file.")  # fmt: skip
 @ENGINE
@@ -61,6 +82,8 @@ TEXT_WEIGHTS = click.option(
 def export(
     checkpoint: str,
     out: Path,
+    loras: tuple[str, ...],
+    defaults: Sampling,
     precision: str,
     engine: str,
     size: Size | None,
@@ -77,7 +100,7 @@ def export(
     as_json: bool,
 ) -> None:
     """Make the bundle OUT from CHECKPOINT (a diffusers folder or a hub id): trace, calibrate, quantize, build."""
-    plan = ExportPlan(precision, engine, size, text_weights, data, sampling, base, spec, gate)
+    plan = ExportPlan(precision, engine, size, text_weights, data, sampling, base, spec, gate, loras, defaults)
     if only_plan:
         _print_plan(checkpoint, out, plan, as_json)
         return
@@ -89,6 +112,7 @@ def export(
         print_json(
             {
                 "bundle": str(out),
+                "loras": manifest.source["loras"],
                 "task": manifest.task,
                 "precision": manifest.precision,
                 "engines": manifest.engines,
@@ -104,14 +128,14 @@ def export(
 
 
 def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None:
-    checkpoint = Checkpoint.open(source)
+    checkpoint = Checkpoint.open(source, plan.loras)
     checkpoint.check_content()
     if get_engine(plan.engine).memory is None or chosen_base(checkpoint, plan) != "fp32":
         raise BadInput(
             "--plan counts what fp32 bundles and their int8 and fp8 take on a CPU; for TensorRT, export first, and then: "
             "reelquant build BUNDLE --plan"
         )
-    defaults = bundle_defaults(checkpoint, plan.size)
+    defaults = plan.sampling.defaults(checkpoint, plan.size)
     calibration = plan.calibration.wanted_size(defaults, checkpoint.model)
     choices = Choices(defaults.size, plan.precision, stored_text(plan), plan.engine, plan.spec.tiled, calibration)
     needs = make_plan(checkpoint, defaults, choices)
@@ -125,6 +149,8 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
 @click.command()
 @CHECKPOINT
 @OUT
+@LORA
+@SAMPLING
 @SIZE
 @TEXT_WEIGHTS
 @REPLACE
@@ -133,6 +159,8 @@ def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None
 def trace(
     checkpoint: str,
     out: Path,
+    loras: tuple[str, ...],
+    defaults: Sampling,
     size: Size | None,
     text_weights: str | None,
     replace: bool,
@@ -140,8 +168,9 @@ def trace(
     as_json: bool,
 ) -> None:
     """Trace CHECKPOINT's networks, check each graph against torch, and write the fp32 bundle OUT."""
+    opened = Checkpoint.open(checkpoint, loras)
     with Progress(shown(quiet)) as progress:
-        bundle = trace_bundle(checkpoint, out, size, replace, progress, text_weights or "fp32")
+        bundle = trace_bundle(opened, out, size, replace, progress, text_weights or "fp32", sampling=defaults)
     parts = bundle.manifest.components
     if as_json:
         print_json({"bundle": str(out), "parity": {n: p.parity for n, p in parts.items()}, "digest": bundle.digest})

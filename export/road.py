@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.trace_bundle import bundle_defaults, text_storage, tool_versions, trace_bundle
-from reelquant.quant.calibration.calibrate import calibrate
+from reelquant.export.sampling import AS_TRAINED, Sampling
+from reelquant.export.trace_bundle import text_storage, tool_versions, trace_bundle
+from reelquant.quant.calibration.calibrate import calibrate, sampling_of
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import Ranges
@@ -20,6 +21,7 @@ from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe, built_in_recipes
 from reelquant.quant.rotate_bundle import rotate_bundle
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.bundle.support import BASES
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
@@ -35,7 +37,8 @@ from reelquant.runtime.sizes import Size
 class ExportPlan:
     """What to make of a checkpoint; the command line's defaults are these.
 
-    ``text_weights`` is what the text encoder's weights are stored in ("fp32", "bf16", "int8"), where not as the recipe says.
+    ``text_weights`` is what the text encoder's weights are stored in ("fp32", "bf16", "int8"), where not as the recipe says. ``loras``
+    are files, each with ``:SCALE`` after it if wanted, that are merged into the transformer; ``sampling`` is how clips are made by default.
     """
 
     precision: str = "fp32"
@@ -47,6 +50,8 @@ class ExportPlan:
     base: str | None = None
     spec: BuildSpec = field(default_factory=BuildSpec)
     gate: bool = True
+    loras: tuple[str, ...] = ()
+    sampling: Sampling = AS_TRAINED
 
 
 def precisions() -> list[str]:
@@ -103,7 +108,7 @@ def export_checkpoint(
     precision costs only its own stages. Without it they live in a scratch folder.
 
     Raises:
-        BadInput: an unknown precision or engine, an impossible size, or ``out`` is taken.
+        BadInput: an unknown precision or engine, an impossible size or number of steps, a LoRA of another model, or ``out`` is taken.
         BundleError: the checkpoint cannot be used.
         AccuracyError: a graph differs from torch.
         MissingExtra: the engine's package is not installed.
@@ -112,9 +117,9 @@ def export_checkpoint(
     recipe = _recipe(plan.precision)
     data = CalibrationData.load(plan.data) if recipe else None
     check_free(out, replace)
-    checkpoint = Checkpoint.open(source)
+    checkpoint = Checkpoint.open(source, plan.loras)
     checkpoint.check_content()
-    defaults = bundle_defaults(checkpoint, plan.size)
+    defaults = plan.sampling.defaults(checkpoint, plan.size)
     base = chosen_base(checkpoint, plan)
     _check_build(checkpoint, plan, recipe, base)
     if data:  # what the calibration would refuse is refused before the work too
@@ -129,7 +134,7 @@ def export_checkpoint(
         tried.check_tokens(len(tried.prompts), tokenizer)
     if recipe is None and base == "fp32" and work is None:
         progress.say(f"trace {checkpoint.name}")
-        bundle = trace_bundle(checkpoint, out, plan.size, replace, progress, stored_text(plan))
+        bundle = _trace(checkpoint, out, plan, replace, progress)
         return _built(bundle, plan, progress)
     with _work_folder(work, out) as folder:
         fp32 = _traced(checkpoint, folder / "fp32", plan, progress)
@@ -181,23 +186,33 @@ def _recipe(precision: str) -> Recipe | None:
     return Recipe.load(precision)
 
 
+def is_up_to_date(manifest: Manifest, checkpoint: Checkpoint, plan: ExportPlan) -> bool:
+    """Whether an fp32 bundle is the one that tracing ``checkpoint`` by ``plan`` would make; its name there makes no difference."""
+    return (
+        manifest.source["files"] == checkpoint.hashes()
+        and manifest.source.get("loras", []) == [lora.record for lora in checkpoint.loras]
+        and manifest.tools == tool_versions()
+        and text_storage(manifest) == stored_text(plan)
+        and manifest.defaults == plan.sampling.defaults(checkpoint, plan.size)
+        and manifest.scheduler == plan.sampling.scheduler_config(checkpoint)
+    )
+
+
 def _traced(checkpoint: Checkpoint, path: Path, plan: ExportPlan, progress: Progress) -> Bundle:
     try:
         bundle = Bundle.open(path)
-        manifest = bundle.manifest
-        if (
-            manifest.source["files"] == checkpoint.hashes()
-            and manifest.tools == tool_versions()
-            and text_storage(manifest) == stored_text(plan)
-            and manifest.defaults == bundle_defaults(checkpoint, plan.size)
-        ):
+        if is_up_to_date(bundle.manifest, checkpoint, plan):
             bundle.check_hashes()
             progress.say(f"trace: {path} is up to date")
             return bundle
     except BundleError:
         pass  # nothing there, or half of something: made anew
     progress.say(f"trace {checkpoint.name}")
-    return trace_bundle(checkpoint, path, plan.size, True, progress, stored_text(plan))
+    return _trace(checkpoint, path, plan, True, progress)
+
+
+def _trace(checkpoint: Checkpoint, out: Path, plan: ExportPlan, replace: bool, progress: Progress) -> Bundle:
+    return trace_bundle(checkpoint, out, plan.size, replace, progress, stored_text(plan), sampling=plan.sampling)
 
 
 def _calibrated(
@@ -213,9 +228,9 @@ def _calibrated(
         ranges = Ranges.load(path)
         made = ranges.provenance
         found = (made.source_digest, made.data_sha256, made.engine, made.engine_version)
-        sampled = (made.prompts, made.steps, made.seed, made.size)
+        sampled = (made.prompts, made.steps, made.seed, made.size, made.sampling)
         read = (fp32.digest, data.digest(manifest.task, plan.prompts), plan.engine, get_engine(plan.engine).version())
-        if found == read and sampled == (plan.prompts, plan.steps, plan.seed, size):
+        if found == read and sampled == (plan.prompts, plan.steps, plan.seed, size, sampling_of(manifest, plan.steps)):
             progress.say(f"calibrate: {path} is up to date ({ranges.summary})")
             return ranges
     except BundleError:

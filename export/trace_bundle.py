@@ -6,7 +6,6 @@ import gc
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from reelquant.export.passes.attach_weights import attach_weights, fold_transpos
 from reelquant.export.passes.early_caches import compute_caches_early
 from reelquant.export.passes.name_by_module import name_by_module
 from reelquant.export.passes.optimize import optimize
+from reelquant.export.sampling import AS_TRAINED, Sampling
 from reelquant.export.trace import trace
 from reelquant.export.weights import open_weights
 from reelquant.quant.graph.graph_files import lay_out_graphs
 from reelquant.quant.graph.graph_stats import graph_stats
 from reelquant.quant.passes.store_weights import FORMATS, storage_of, store_weights
 from reelquant.runtime.bundle import TOKENIZER, Bundle, list_files, write_manifest
-from reelquant.runtime.bundle.manifest import Component, Defaults, Manifest
+from reelquant.runtime.bundle.manifest import Component, Manifest
 from reelquant.runtime.files.atomic import npy_bytes, partial_folder
 from reelquant.runtime.machine.memory import give_back_at_once
 from reelquant.runtime.models.cogvideox.positions import LEARNED
@@ -46,20 +46,21 @@ def trace_bundle(
     progress: Progress = SILENT,
     text_weights: str = "fp32",
     networks: Sequence[str] = COMPONENTS,
+    sampling: Sampling = AS_TRAINED,
 ) -> Bundle:
     """Trace every network of a checkpoint, check each graph against torch, and write an fp32 bundle.
 
-    ``size`` becomes the bundle's default; its graphs serve every size. The text
+    ``size`` and ``sampling`` become the bundle's defaults; its graphs serve every size. LoRA are the checkpoint's own. The text
     encoder's weights are stored as ``text_weights`` says: fp32, bf16 or int8. A bundle of fewer ``networks`` renders
     nothing, but each of its graphs can be quantized, built and measured.
 
     Raises:
         BundleError: the checkpoint cannot be used.
-        BadInput: the size is not one the model can make, or ``out`` exists and ``replace`` is not set.
+        BadInput: the model cannot make the size or take the steps, or ``out`` exists and ``replace`` is not set.
         AccuracyError: a graph differs from torch.
     """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint.open(source)
-    defaults = bundle_defaults(checkpoint, size)
+    defaults = sampling.defaults(checkpoint, size)
     if {"text_encoder", "transformer"} <= set(networks):  # a part of a checkpoint may lack the rest
         checkpoint.check_content()
     with partial_folder(out, replace) as folder:
@@ -80,9 +81,9 @@ def trace_bundle(
             text_tokens=checkpoint.text_tokens,
             transformer=checkpoint.config("transformer"),
             vae={key: vae.get(key) for key in _VAE_KEYS},
-            scheduler=checkpoint.config("scheduler"),
+            scheduler=sampling.scheduler_config(checkpoint),
             components=components,
-            source={"checkpoint": checkpoint.name, "files": checkpoint.hashes()},
+            source=checkpoint.source,
             tools=tool_versions(),
             files=list_files(folder),
         )
@@ -102,17 +103,6 @@ def tool_versions() -> dict[str, str]:
 def text_storage(manifest: Manifest) -> str:
     """How a bundle stores its text encoder's weights."""
     return storage_of(manifest.components["text_encoder"].formats)
-
-
-def bundle_defaults(checkpoint: Checkpoint, size: Size | None) -> Defaults:
-    """The sizes a bundle of this checkpoint renders at when nothing else is asked for: the trained ones, or the user's.
-
-    Raises:
-        BadInput: a size that the model cannot make.
-    """
-    model = checkpoint.model
-    chosen = model.checked(size or checkpoint.trained_size)
-    return Defaults(**asdict(chosen), fps=model.fps)
 
 
 def trace_component(checkpoint: Checkpoint, name: str, folder: Path, text_weights: str = "fp32") -> Component:

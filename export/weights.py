@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from reelquant.runtime.errors import BundleError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+_LFS = b"version https://git-lfs"
 _AGAIN = "download the checkpoint again"
 # Names that other programs give, and what to do about them.
 _FOREIGN = {
@@ -156,10 +158,15 @@ def check_fit(folder: Path, stored: Mapping[str, Stored], wanted: Mapping[str, t
 
 
 def read_header(file: Path) -> dict[str, Stored]:
-    """The tensors of one safetensors file (8 bytes of length, a JSON header, then the data).
+    """As :func:`read_safetensors`, the tensors alone."""
+    return read_safetensors(file)[0]
+
+
+def read_safetensors(file: Path, remedy: str = _AGAIN) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of one safetensors file (8 bytes of length, a JSON header, then the data), and what its metadata say.
 
     Raises:
-        BundleError: it is not one, or a tensor lies outside it.
+        BundleError: it is not one, or a tensor lies outside it; the message ends with ``remedy``.
     """
     size = file.stat().st_size
     try:
@@ -168,10 +175,24 @@ def read_header(file: Path) -> dict[str, Stored]:
             if length > size - 8:
                 raise ValueError("its header is cut short")
             header: dict[str, Any] = json.loads(data.read(length))
-        header.pop("__metadata__", None)
-        return {name: _entry(file, name, entry, length + 8, size) for name, entry in header.items()}
+        metadata = {str(key): str(value) for key, value in (header.pop("__metadata__", None) or {}).items()}
+        return {name: _entry(file, name, entry, length + 8, size) for name, entry in header.items()}, metadata
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BundleError(f"cannot read {file}: {error}; {_AGAIN}") from error
+        raise BundleError(f"cannot read {file}: {error}; {remedy}") from error
+
+
+def check_whole(file: Path, remedy: str = _AGAIN) -> None:
+    """Raises:
+    BundleError: the file is empty, or a Git LFS pointer in the place of the file itself.
+    """
+    with file.open("rb") as data:
+        start = data.read(len(_LFS))
+    if not start:
+        raise BundleError(f"cannot read {file}: it is empty; {remedy}")
+    if start == _LFS:
+        raise BundleError(
+            f"cannot read {file}: it is a Git LFS pointer and not the file itself; run git lfs pull there, or {remedy}"
+        )
 
 
 def _entry(file: Path, name: str, entry: Mapping[str, Any], base: int, size: int) -> Stored:

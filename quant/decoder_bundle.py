@@ -18,6 +18,7 @@ import onnx_ir as ir
 from reelquant.quant.calibration.calibrate import hash_prompts
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.ranges import HIGH, LOW
+from reelquant.quant.calibration.watch import at_own_steps
 from reelquant.quant.derive import Derivation, derive_bundle
 from reelquant.quant.graph.convolutions import convolution_nodes
 from reelquant.quant.graph.graph_files import load_mapped, save_graphs
@@ -96,7 +97,7 @@ def quantize_decoder(
     pipeline = Pipeline(bundle, EngineOptions(trial.engine))
     clips = []
     with progress.stage("sample", len(seen) + len(unseen)) as advance:
-        for request in (*seen, *unseen):
+        for request in at_own_steps((*seen, *unseen), bundle.manifest.defaults):
             clips.append(pipeline.sample(request))
             advance()
     del pipeline

@@ -114,6 +114,7 @@ class ReelquantPipeline:
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         schedule: str | None = None,
+        timesteps: Sequence[int] | None = None,
     ) -> Any:
         """Make a clip of each prompt, ``num_videos_per_prompt`` times: a :class:`ReelquantPipelineOutput`, or without
         ``return_dict`` a tuple of its fields. What is None is the bundle's default.
@@ -122,7 +123,8 @@ class ReelquantPipeline:
         draws it, so that the clip is the one that diffusers makes, but for what the precision loses. ``latents`` [1,
         latent_frames, channels, h, w] replace the first draw. ``callback_on_step_end(pipe, step, timestep, {})`` is called
         after each denoising step; what it raises ends the clip. ``schedule`` is the name of one of the bundle's schedules, or a file
-        of one: fewer steps are computed.
+        of one: fewer steps are computed. ``timesteps`` are those to run the model at, in the place of evenly spaced ones; of
+        diffusers' schedulers for CogVideoX, none takes any.
 
         Raises:
             BadInput: an argument cannot be used; the message says what can.
@@ -135,15 +137,15 @@ class ReelquantPipeline:
         asked = Request(
             "", image, negative_prompt or "", steps=num_inference_steps, guidance=guidance_scale, frames=num_frames,
             height=height, width=width, scheduler=self._scheduler, video=video, strength=strength,
-            schedule=schedule,
+            schedule=schedule, timesteps=timesteps,
         )  # fmt: skip
 
         made: list[Any] = []
         for text in prompts:
             for _ in range(num_videos_per_prompt):
                 resolved = self._drawn(replace(asked, prompt=text), generator, latents)
-                if resolved.schedule_note:
-                    warnings.warn(resolved.schedule_note, stacklevel=2)
+                for note in resolved.notes:
+                    warnings.warn(note, stacklevel=2)
                 heard = self._heard(resolved, callback_on_step_end)
                 if output_type == "latent":
                     made.append(self.pipeline.sample(resolved, Monitor(on_step=heard)))

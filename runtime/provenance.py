@@ -43,6 +43,7 @@ def clip_provenance(
         "negative_prompt": request.negative_prompt,
         "seed": resolved.seed,
         "steps": resolved.steps,
+        "timesteps": None if resolved.scheduler.listed is None else list(resolved.scheduler.listed),
         "guidance": resolved.guidance,
         "frames": resolved.size.frames,
         "height": resolved.size.height,

@@ -72,6 +72,8 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
     source = made.get("image") or made.get("video")
     schedule = made.get("schedule")
     told = _holds(made, _NEEDED) and (source is None or _holds(source, _SOURCE))
+    timesteps = made.get("timesteps")  # which older clips lack
+    told = told and isinstance(timesteps, list | NoneType)
     told = told and (schedule is None or _holds(schedule, _SCHEDULE))
     if made.get("generator") != "reelquant" or not told:
         raise BadInput(
@@ -91,7 +93,8 @@ def read_remake(path: Path, bundle: Bundle) -> Remake:
         image=_path(made.get("image")),
         negative_prompt=made["negative_prompt"],
         seed=made["seed"],
-        steps=made["steps"],
+        steps=made["steps"] if timesteps is None else None,
+        timesteps=timesteps,
         guidance=made["guidance"],
         frames=made["frames"],
         height=made["height"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import Any, TypeVar
@@ -40,6 +41,9 @@ class Request:
     the latents for each step of a scheduler that adds noise) replace what the seed would draw, for those who compare
     with another implementation.
 
+    ``timesteps`` are those that the model is run at, from the noisiest on, whole numbers; there are as many steps then. Each step
+    goes to the next of them, by the scheduler's own formula, and the last to clean latents.
+
     ``schedule`` is the name of one of the bundle's schedules, a file of one, or a :class:`reelquant.runtime.sampling.schedule.Schedule`:
     fewer steps are computed. Without one, or with "exact", all are.
     """
@@ -60,6 +64,7 @@ class Request:
     video: Video | None = None
     strength: float | None = None
     schedule: str | os.PathLike[str] | Schedule | None = None
+    timesteps: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +73,8 @@ class ResolvedRequest:
 
     The first ``skip`` of ``steps`` are left out, which of a video's is 1 - ``strength``. ``image`` uint8 [h, w, 3] and
     ``video`` uint8 [frames, h, w, 3] have the clip's size. ``request`` is what was asked for. ``schedule_note`` says why the schedule
-    that was asked for does not hold for this clip, whose steps are then all computed.
+    that was asked for does not hold for this clip, whose steps are then all computed, ``steps_note`` that steps that were asked for stand in
+    the place of the bundle's own timesteps.
     """
 
     request: Request
@@ -83,6 +89,12 @@ class ResolvedRequest:
     video: NDArray[np.uint8] | None = None
     schedule: Schedule | None = None
     schedule_note: str | None = None
+    steps_note: str | None = None
+
+    @property
+    def notes(self) -> list[str]:
+        """What whoever asked should be told."""
+        return [note for note in (self.steps_note, self.schedule_note) if note]
 
 
 def resolve(request: Request, bundle: Bundle) -> ResolvedRequest:
@@ -95,17 +107,38 @@ def resolve(request: Request, bundle: Bundle) -> ResolvedRequest:
     _check_types(request)
     model = model_of(manifest)
     size = model.checked(_size(request, manifest.defaults))
-    steps, guidance, seed = _numbers(request, manifest.defaults)
+    timesteps, steps_note = _timesteps(request, manifest.defaults)
+    scheduler = model.scheduler(request.scheduler, timesteps)
+    steps, guidance, seed = _numbers(request, manifest.defaults, scheduler.listed)
     _check_source(request, manifest.task, bundle)
     strength = _strength(request, steps)
     skip = 0 if strength is None else steps - int(steps * strength)
-    scheduler = model.scheduler(request.scheduler)
     scheduler.startable(steps)
     _check_noise(request, size, model.geometry, steps - skip if scheduler.adds_noise else 0)
     image = None if request.image is None else load_image(request.image, size.height, size.width)
     video = None if request.video is None else load_video(request.video, size.frames, size.height, size.width)
-    resolved = ResolvedRequest(request, size, steps, guidance, seed, scheduler, skip, strength, image, video)
+    resolved = ResolvedRequest(
+        request, size, steps, guidance, seed, scheduler, skip, strength, image, video, steps_note=steps_note
+    )
     return _scheduled(resolved, bundle)
+
+
+def _timesteps(request: Request, defaults: Defaults) -> tuple[Sequence[int] | None, str | None]:
+    """Those of the clip, or None where the scheduler spaces its steps; and what to say where steps stand in the place of the bundle's.
+
+    Raises:
+        BadInput: the request has both, and another number of steps than of timesteps.
+    """
+    asked, steps = request.timesteps, request.steps
+    if asked is not None:
+        if steps is not None and int(steps) != len(asked):
+            raise BadInput(f"{steps} steps, and {len(asked)} timesteps: each timestep is a step; leave out one of them")
+        return asked, None
+    if steps is None or defaults.timesteps is None:
+        return defaults.timesteps, None
+    own = ", ".join(map(str, defaults.timesteps))
+    note = f"{steps} steps, evenly spaced, stand in the place of the timesteps that this bundle is made for: {own}"
+    return None, f"{note}; without a number of steps, clips are made at those"
 
 
 def _scheduled(resolved: ResolvedRequest, bundle: Bundle) -> ResolvedRequest:
@@ -132,18 +165,25 @@ def _size(request: Request, defaults: Defaults) -> Size:
     )
 
 
-def _numbers(request: Request, defaults: Defaults) -> tuple[int, float, int]:
-    """Steps, guidance and seed."""
-    steps = int(_chosen(request.steps, defaults.steps))
+def _numbers(request: Request, defaults: Defaults, timesteps: Sequence[int] | None) -> tuple[int, float, int]:
+    """Steps, of which there is one for each of ``timesteps`` where those are given; guidance and seed."""
+    steps = len(timesteps) if timesteps is not None else int(_chosen(request.steps, defaults.steps))
     guidance = float(_chosen(request.guidance, defaults.guidance))
     if not 1 <= steps <= MAX_STEPS:
         raise BadInput(f"{steps} steps is not from 1 to {MAX_STEPS}; {defaults.steps} is this bundle's default")
-    if not (0 <= guidance <= 100):
-        raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
+    check_guidance(guidance)
     seed = secrets.randbits(32) if request.seed is None else int(request.seed)
     if not 0 <= seed < 2**64:
         raise BadInput(f"seed {seed} is not from 0 to 2^64 - 1; choose another, or leave it out for a random one")
     return steps, guidance, seed
+
+
+def check_guidance(guidance: float) -> None:
+    """Raises:
+    BadInput: no clip can be guided so.
+    """
+    if not (0 <= guidance <= 100):
+        raise BadInput(f"guidance {guidance} is not from 0 to 100; 6 is usual, and 1 or less turns it off")
 
 
 def _check_source(request: Request, task: str, bundle: Bundle) -> None:
@@ -188,6 +228,10 @@ def _check_types(request: Request) -> None:
             value = getattr(request, name)
             if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
                 raise BadInput(f"{name} is {value!r}, not {called}")
+    if request.timesteps is not None and (
+        isinstance(request.timesteps, str) or not isinstance(request.timesteps, Sequence)
+    ):
+        raise BadInput(f"timesteps is a {type(request.timesteps).__name__}, not a list of whole numbers")
 
 
 def _check_noise(request: Request, size: Size, geometry: Geometry, steps: int) -> None:

@@ -1,8 +1,8 @@
 """The second stage: run the fp32 bundle over prompts and timesteps, and write down what its products were fed.
 
 No torch and no second implementation: the bundle's own pipeline makes clips, with reductions added to its transformer
-graph. Every clip visits all timesteps of its run, and every step computes both halves of guidance, so the samples are
-stratified over timestep and over conditional/unconditional by construction.
+graph. Every clip visits all timesteps of its run, and every step computes both halves of guidance where the bundle guides, so the
+samples are stratified over timestep and over conditional/unconditional by construction.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from reelquant.quant.calibration.channels import Channels
 from reelquant.quant.calibration.data import CalibrationData
 from reelquant.quant.calibration.plan import CalibrationPlan
 from reelquant.quant.calibration.ranges import CHANNEL, HIGH, HISTOGRAM, LOW, Provenance, Ranges, Samples
-from reelquant.quant.calibration.watch import sample_watched
+from reelquant.quant.calibration.watch import at_own_steps, sample_watched
 from reelquant.quant.graph.attentions import attention_nodes
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
 from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.graph.scratch_session import scratch_session
 from reelquant.quant.passes.observe import observe
 from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Feeds
 from reelquant.runtime.errors import BadInput
@@ -37,17 +38,16 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
     """Observe the input of every linear of the transformer, and Q, K and V of every attention.
 
     Raises:
-        BadInput: too few prompts or images, a prompt too long for the model, guidance is off, the bundle is already
-            quantized, or clips of the plan's size cannot be made here.
+        BadInput: too few prompts or images, a prompt too long for the model, the bundle is already quantized, or clips of the
+            plan's size cannot be made here.
     """
     manifest = bundle.manifest
     if manifest.precision != "fp32":
         raise BadInput(f"{bundle.path} is {manifest.precision}; calibrate the fp32 bundle that export wrote")
-    if manifest.defaults.guidance <= 1:
-        raise BadInput(f"{bundle.path} has guidance off, so it has no unconditional half to calibrate")
     data.first(plan.prompts)
     size = plan.clip_size(manifest.defaults, model_of(manifest))
-    requests = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
+    asked = data.requests(manifest.task, plan.prompts, plan.seed, plan.steps, size)
+    requests = at_own_steps(asked, manifest.defaults)
     pipeline = Pipeline(bundle, EngineOptions(plan.engine))
     data.check_tokens(plan.prompts, pipeline.tokenizer)
     recorder = Recorder()
@@ -64,8 +64,17 @@ def calibrate(bundle: Bundle, data: CalibrationData, plan: CalibrationPlan, prog
         engine=plan.engine,
         engine_version=pipeline.engine.version(),
         source_digest=bundle.digest,
+        sampling=sampling_of(manifest, plan.steps),
     )
     return recorder.ranges(provenance, clips)
+
+
+def sampling_of(manifest: Manifest, steps: int) -> str:
+    """How clips of ``steps`` steps for calibration are sampled: bundles of the same networks can differ in it."""
+    made = manifest.defaults
+    own = f"timesteps {', '.join(map(str, made.timesteps))}" if made.timesteps else f"{made.steps} steps"
+    at = own if made.few_steps else f"{steps} steps"
+    return f"{manifest.scheduler['_class_name']}, guidance {made.guidance:g}, {at}"
 
 
 def quantizable_values(model: ir.Model) -> list[str]:

@@ -105,8 +105,10 @@ class CalibrationData:
         start = max(0, usable - count)
         return CalibrationData(self.name, self.prompts[start:usable], self.images[start:usable], start)
 
-    def requests(self, task: str, prompts: int, seed: int, steps: int, size: Size | None = None) -> list[Request]:
-        """One clip for each of the first ``prompts``, with seeds from ``seed`` on; of the bundle's size without ``size``.
+    def requests(
+        self, task: str, prompts: int, seed: int, steps: int | None = None, size: Size | None = None
+    ) -> list[Request]:
+        """One clip for each of the first ``prompts``, with seeds from ``seed`` on; without ``steps`` and ``size``, of the bundle's.
 
         Raises:
             BadInput: there are fewer prompts, or for image-to-video images.

@@ -33,7 +33,7 @@ _VERSION = 5  # 2: attentions too; 3: histograms and channels; 4: a digest of im
 @dataclass(frozen=True)
 class Provenance:
     """Where ranges come from: enough to make them again, and to see that they belong to a bundle. ``data_sha256`` is of the
-    prompts and, for image-to-video, of the images.
+    prompts and, for image-to-video, of the images; ``sampling`` is how the bundle's defaults had the clips sampled.
     """
 
     task: str
@@ -47,6 +47,7 @@ class Provenance:
     engine: str
     engine_version: str
     source_digest: str
+    sampling: str = ""
 
     @property
     def size(self) -> Size:

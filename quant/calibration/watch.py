@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import cast
 
+from reelquant.runtime.bundle.manifest import Defaults
 from reelquant.runtime.engines.session import Array, Feeds, Session, Values
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import Progress
@@ -12,6 +14,11 @@ from reelquant.runtime.request import Request
 
 # Of one run: the clip's number, what the transformer was fed, and what it answered, of which it may take things out.
 See = Callable[[int, Feeds, dict[str, Array]], None]
+
+
+def at_own_steps(requests: Sequence[Request], defaults: Defaults) -> list[Request]:
+    """The same clips, but at the bundle's own steps where its model was distilled to few: at others it is not at home."""
+    return [replace(each, steps=None) for each in requests] if defaults.few_steps else list(requests)
 
 
 def sample_watched(

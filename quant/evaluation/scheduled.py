@@ -60,7 +60,8 @@ def scheduled_clips(
             size = Size.parse(schedule.size)
             asked = replace(
                 request,
-                steps=schedule.steps,
+                steps=None if schedule.timesteps else schedule.steps,
+                timesteps=schedule.timesteps,
                 guidance=schedule.guidance[1],
                 scheduler=schedule.scheduler["class"].lower(),
                 frames=size.frames,

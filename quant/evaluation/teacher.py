@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reelquant.quant.calibration.data import CalibrationData
-from reelquant.quant.calibration.watch import sample_watched
+from reelquant.quant.calibration.watch import at_own_steps, sample_watched
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.options import EngineOptions
@@ -96,7 +96,7 @@ def record_steps(bundle: Bundle, requests: Sequence[Request], engine: str, progr
         kept = {name: np.array(feeds[name]) for name in session.inputs}
         steps.append(Step(clip, kept, np.array(results["velocity"])))
 
-    sample_watched(pipeline, session, requests, keep, progress, "record")
+    sample_watched(pipeline, session, at_own_steps(requests, bundle.manifest.defaults), keep, progress, "record")
     return steps
 
 

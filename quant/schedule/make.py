@@ -74,12 +74,11 @@ def make_schedule(
         )
     bundle.check_hashes()
     pipeline = Pipeline(bundle, EngineOptions(plan.engine))
-    steps = plan.steps or bundle.manifest.defaults.steps
     requests = [
         replace(request, guidance=plan.guidance, scheduler=plan.scheduler)
         for request in [
-            *data.requests(task, plan.prompts, plan.seed, steps),
-            *data.last(plan.held_out, task).requests(task, plan.held_out, plan.seed + plan.prompts, steps),
+            *data.requests(task, plan.prompts, plan.seed, plan.steps),
+            *data.last(plan.held_out, task).requests(task, plan.held_out, plan.seed + plan.prompts, plan.steps),
         ]
     ]
     if pipeline.resolve(requests[0]).guidance <= 1:

@@ -80,8 +80,7 @@ def plan_batch(batch: Batch, jobs: Sequence[Job]) -> Planned:
             made.append(job.name)
             continue
         pending.append((job, digest))
-        if resolved.schedule_note:
-            notes.append(f"line {job.line} ({job.name}): {resolved.schedule_note}")
+        notes += [f"line {job.line} ({job.name}): {note}" for note in resolved.notes]
     return Planned(tuple(pending), tuple(made), tuple(notes))
 
 

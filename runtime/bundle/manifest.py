@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from reelquant.runtime.bundle.support import BASES, Support
-from reelquant.runtime.errors import BundleError
+from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.files import replaceable
 from reelquant.runtime.models import model_of
 from reelquant.runtime.models.cogvideox.geometry import Geometry
@@ -20,6 +20,7 @@ from reelquant.runtime.sizes import Size
 T = TypeVar("T")
 
 FORMAT = 2
+FEW_STEPS = 10  # so few of evenly spaced ones, and clips of an undistilled model are poor
 FILE, SIGNATURE = replaceable.MANIFEST, replaceable.SIGNATURE
 TASKS = ("t2v", "i2v")
 # Plain nested names only: a manifest never reaches outside its folder, nor into hidden files.
@@ -28,7 +29,11 @@ _SAFE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]
 
 @dataclass(frozen=True)
 class Defaults:
-    """What ``generate`` uses when it is not told otherwise; ``steps`` and ``guidance`` are the pipelines' own."""
+    """What ``generate`` uses when it is not told otherwise; ``steps`` and ``guidance`` are the pipelines' own, or the export's.
+
+    ``timesteps`` are those at which all ``steps`` are taken, of a model that was trained at few of its own; None where the
+    scheduler spaces them.
+    """
 
     frames: int
     height: int
@@ -37,6 +42,12 @@ class Defaults:
     steps: int = 50
     guidance: float = 6.0
     dynamic_guidance: bool = False
+    timesteps: list[int] | None = None
+
+    @property
+    def few_steps(self) -> bool:
+        """Whether the model is one that was distilled to few steps, and is at home at no other noise than theirs."""
+        return self.timesteps is not None or self.steps <= FEW_STEPS
 
     @property
     def size(self) -> Size:
@@ -149,6 +160,7 @@ class Manifest:
                     f"{where} names the unknown compute dtype {component.compute!r}; export the bundle again"
                 )
         model_of(self).check(where)
+        self._check_timesteps(where)
         if min(self.defaults.fps, self.text_tokens, *asdict(self.geometry).values()) < 1:
             raise BundleError(f"{where} has an fps, text_tokens or geometry below 1; export the bundle again")
         named = [(part, name) for part, component in self.components.items() for name in component.graphs.values()]
@@ -160,6 +172,19 @@ class Manifest:
                 raise BundleError(
                     f"{where}: {part}'s graph {name} is not listed in its folder; export the bundle again"
                 )
+
+    def _check_timesteps(self, where: Path) -> None:
+        timesteps = self.defaults.timesteps
+        if timesteps is None:
+            return
+        try:
+            model_of(self).scheduler(timesteps=timesteps)
+        except BadInput as error:
+            raise BundleError(f"{where}: {error}; export the bundle again") from error
+        if len(timesteps) != self.defaults.steps:
+            raise BundleError(
+                f"{where} has {len(timesteps)} timesteps for its {self.defaults.steps} steps; export again"
+            )
 
 
 def _component(raw: Any) -> Component:

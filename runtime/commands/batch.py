@@ -54,7 +54,7 @@ def batch(
     """Make the clips that PROMPTS asks for, a file with a JSON object on each line, into the folder OUT.
 
     A line such as {"prompt": "a red tram climbs a street", "name": "tram", "seed": 7} may also have negative_prompt, image, video,
-    strength, steps, guidance, scheduler, schedule and size. Every line is checked before the first clip is begun. Run again, the
+    strength, steps, timesteps, guidance, scheduler, schedule and size. Every line is checked before the first clip is begun. Run again, the
     command makes the clips that are missing. Exit code 1 when a clip failed, or shows nothing.
     """
     began = time.monotonic()

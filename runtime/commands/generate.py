@@ -24,6 +24,7 @@ from reelquant.runtime.commands.options import (
     say_unknown,
     shown,
     size_option,
+    timesteps_option,
 )
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import note_of
@@ -54,6 +55,7 @@ STAGES = ("load", "text", "encode", "denoise", "decode", "write")  # the last is
 @click.option("--negative-prompt", help="What to steer away from.")
 @click.option("--seed", type=int, help="Same seed, bundle and engine: same frames [default: a new one each time].")
 @click.option("--steps", type=int, help="Denoising steps [default: the bundle's].")
+@timesteps_option("Steps at these timesteps, from high to low [default: the bundle's].")
 @click.option(
     "--guidance", type=float, help="Guidance scale; 1 turns it off and halves the work [default: the bundle's]."
 )
@@ -85,6 +87,7 @@ def generate(
     negative_prompt: str | None,
     seed: int | None,
     steps: int | None,
+    timesteps: tuple[int, ...] | None,
     guidance: float | None,
     schedule: str | None,
     size: Size | None,
@@ -124,9 +127,12 @@ def generate(
     asked: dict[str, Any] = {
         "prompt": prompt, "image": image, "negative_prompt": negative_prompt, "seed": seed, "steps": steps,
         "guidance": guidance, "scheduler": scheduler, "video": video, "strength": strength,
-        "schedule": schedule, **(asdict(size) if size else {}),
+        "schedule": schedule, "timesteps": timesteps, **(asdict(size) if size else {}),
     }  # fmt: skip
-    request = replace(remake.request if remake else Request(""), **{k: v for k, v in asked.items() if v is not None})
+    like_request = remake.request if remake else Request("")
+    if steps is not None or timesteps is not None:  # either stands in the place of both
+        like_request = replace(like_request, steps=None, timesteps=None)
+    request = replace(like_request, **{k: v for k, v in asked.items() if v is not None})
     resolved = pipeline.resolve(request)  # what is refused is refused before anything is said or done
     if remake and size is None and not remake.is_of(resolved):
         if image is None and video is None:
@@ -142,8 +148,8 @@ def generate(
             click.echo(f"{like} was made with {made}, and this is {here}: frames may differ", err=True)
         if remake.decoded:
             click.echo(f"{like} was decoded apart, with {json.dumps(remake.decoded)}: frames may differ", err=True)
-    if resolved.schedule_note and not quiet:
-        click.echo(resolved.schedule_note, err=True)
+    for said in resolved.notes if not quiet else ():
+        click.echo(said, err=True)
     if remake and schedule is None and (resolved.schedule.digest if resolved.schedule else None) != remake.schedule:
         raise BadInput(
             f"{like} was made by another schedule of that name; give that one: --schedule FILE.json, or --schedule exact"
@@ -166,6 +172,8 @@ def generate(
                 "schedule": clip.provenance.get("schedule"),
                 "schedule_note": resolved.schedule_note,
                 "steps": clip.provenance["steps"],
+                "timesteps": clip.provenance["timesteps"],
+                "steps_note": resolved.steps_note,
                 "seed": clip.provenance["seed"],
                 "engine": engine.name,
                 "precision": pipeline.bundle.manifest.precision,

@@ -38,7 +38,14 @@ def inspect(bundle: Path, as_json: bool) -> None:
     manifest = found["manifest"]
     defaults = manifest["defaults"]
     click.echo(f"{bundle}: {manifest['task']}, {manifest['precision']}, from {manifest['source']['checkpoint']}")
-    click.echo("default clip: {frames} frames, {height}x{width}, {fps} fps, {steps} steps".format(**defaults))
+    for lora in manifest["source"].get("loras", []):
+        click.echo(f"with LoRA {lora['file']}, scale {lora['scale']:g}, sha256 {lora['sha256'][:12]}…")
+    at = f" at timesteps {', '.join(map(str, defaults['timesteps']))}" if defaults["timesteps"] else ""
+    click.echo(
+        "default clip: {frames} frames, {height}x{width}, {fps} fps, {steps} steps{at}, guidance {guidance:g}".format(
+            **defaults, at=at
+        )
+    )
     click.echo(f"{'component':14} {'nodes':>6} {'linears':>8} {'quantized':>10} {'weights':>10}  computes in")
     for name, part in found["components"].items():
         click.echo(

@@ -14,6 +14,7 @@ import click
 from reelquant.runtime.bundle.trust import Trust
 from reelquant.runtime.engines.options import AUTO, CURRENT, BuildSpec, EngineOptions, parse_gpus
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, engine_names
+from reelquant.runtime.errors import BadInput
 from reelquant.runtime.sizes import NOTATION, Size
 
 BUNDLE = click.argument("bundle", type=click.Path(path_type=Path))
@@ -76,6 +77,20 @@ def size_option(help: str, name: str = "--size") -> Callable[[Any], Any]:
         return None if value is None else Size.parse(value)
 
     return click.option(name, callback=parse, metavar=NOTATION, help=help)
+
+
+def timesteps_option(help: str) -> Callable[[Any], Any]:
+    """``--timesteps 999,856,665,399``, once; whether a model can be run at them is for others to say."""
+
+    def parse(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+        try:
+            return None if value is None else tuple(int(each) for each in value.split(","))
+        except ValueError as error:
+            raise BadInput(
+                f"--timesteps {value!r:.60} is no list of whole numbers; write them with commas, such as 999,856,665,399"
+            ) from error
+
+    return click.option("--timesteps", callback=parse, metavar="T,T,…", help=help)
 
 
 def clips_option(help: str) -> Callable[[Any], Any]:

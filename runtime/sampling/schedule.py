@@ -66,6 +66,12 @@ class Schedule:
         return len(self.kinds)
 
     @property
+    def timesteps(self) -> tuple[int, ...] | None:
+        """Those of the runs that it is for, where the scheduler does not space them."""
+        listed = self.scheduler.get("timesteps")
+        return None if listed is None else tuple(listed)
+
+    @property
     def forwards(self) -> int:
         """Rows of steps that are computed: two of a guided one."""
         return sum(map(rows_of, self.kinds))
@@ -76,6 +82,8 @@ class Schedule:
             return "it was made for another transformer"
         if resolved.video is not None:
             return "it is for clips that start from noise"
+        if resolved.scheduler.listed != self.timesteps:
+            return f"it was made for {_called(self.timesteps)}, and the clip has {_called(resolved.scheduler.listed)}"
         if resolved.steps != self.steps:
             return f"it was made for {self.steps} steps, and the clip has {resolved.steps}"
         if str(resolved.size) != self.size:
@@ -200,11 +208,12 @@ def schedules_of(bundle: Bundle) -> list[str]:
 def scheduler_facts(resolved: ResolvedRequest) -> dict[str, Any]:
     """The scheduler of a clip as a schedule is tied to it."""
     facts = asdict(resolved.scheduler.config)
-    betas = facts.pop("trained_betas")
+    betas, listed = facts.pop("trained_betas"), resolved.scheduler.listed
     return {
         "class": type(resolved.scheduler).__name__,
         "trained_betas": None if betas is None else list(betas),
         **facts,
+        **({"timesteps": list(listed)} if listed is not None else {}),
     }
 
 
@@ -250,6 +259,10 @@ def miss(found: Floats, forecast: Floats) -> float:
     """Relative L2 of a forecast from what was then computed."""
     norm = float(np.linalg.norm(found.astype(np.float64)))
     return float(np.linalg.norm(found.astype(np.float64) - forecast)) / max(norm, 1e-30)
+
+
+def _called(timesteps: tuple[int, ...] | None) -> str:
+    return "evenly spaced steps" if timesteps is None else f"the timesteps {', '.join(map(str, timesteps))}"
 
 
 def _rows(raw: Any) -> tuple[tuple[float, ...], ...]:

@@ -148,9 +148,9 @@ def test_revisions_of_a_hub_may_have_slashes() -> None:
 
 def test_calibration_runs_on_engines_that_read_onnx(copy: Path) -> None:
     checkpoint = Checkpoint.open(str(copy))
-    from reelquant.export.trace_bundle import bundle_defaults
+    from reelquant.export.sampling import AS_TRAINED
 
-    defaults = bundle_defaults(checkpoint, None)
+    defaults = AS_TRAINED.defaults(checkpoint, None)
     with pytest.raises(BadInput, match="tensorrt-rtx runs no ONNX graphs, and calibration watches them; one of"):
         CalibrationPlan(engine="tensorrt-rtx").clip_size(defaults, checkpoint.model)
 

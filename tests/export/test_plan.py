@@ -14,7 +14,7 @@ from benchmarks.variants import VARIANTS
 from reelquant.export import plan as plans
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, make_plan, nearest_fit
-from reelquant.export.trace_bundle import bundle_defaults
+from reelquant.export.sampling import AS_TRAINED
 from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.sizes import Size
 from tests.command_line import run
@@ -46,7 +46,7 @@ def test_the_bundle_is_as_large_as_planned(precision: str, demo_bundle: BundleMa
 
 
 def test_the_numbers_of_a_real_checkpoint(full: Checkpoint) -> None:
-    defaults = bundle_defaults(full, None)
+    defaults = AS_TRAINED.defaults(full, None)
     plan = make_plan(full, defaults, Choices(Size(49, 480, 720)))
     assert (plan.video_tokens, plan.text_tokens, plan.latent_shape) == (17550, 226, (13, 16, 60, 90))
     assert plan.components["transformer"].parameters == pytest.approx(5.570e9, rel=1e-3)
@@ -58,7 +58,7 @@ def test_the_numbers_of_a_real_checkpoint(full: Checkpoint) -> None:
 
 
 def test_what_fits_is_found_by_asking_for_less(full: Checkpoint) -> None:
-    defaults = bundle_defaults(full, None)
+    defaults = AS_TRAINED.defaults(full, None)
     wanted = Choices(Size(49, 480, 720))
     assert make_plan(full, defaults, wanted).lacks(24 * 10**9, 10**12)
     fit = nearest_fit(full, defaults, wanted, 24 * 10**9, 10**12)

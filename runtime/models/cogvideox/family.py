@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,14 +139,15 @@ class CogVideoX:
 
     # The way from noise to latents.
 
-    def scheduler(self, name: str | None = None) -> Scheduler:
-        """The checkpoint's own, or the one that is called "ddim" or "dpm".
+    def scheduler(self, name: str | None = None, timesteps: Iterable[int] | None = None) -> Scheduler:
+        """The checkpoint's own, or the one that is called "ddim" or "dpm", with runs at ``timesteps`` where they are given.
 
         Raises:
-            BadInput: the name is neither.
+            BadInput: the name is neither, or there can be no run at those timesteps.
             BundleError: the config has a value that is not supported.
         """
-        return scheduler_from_config(self.scheduler_config if name is None else with_class(self.scheduler_config, name))
+        made = scheduler_from_config(self.scheduler_config if name is None else with_class(self.scheduler_config, name))
+        return made if timesteps is None else made.at(timesteps)
 
     def guidance(self, scale: float, dynamic: bool, steps: int) -> Callable[[int], float]:
         """The guidance scale at a training timestep of a run of ``steps``."""

@@ -7,10 +7,12 @@ meets the latents: torch promotes that way, whereas a numpy float64 scalar would
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +54,15 @@ class Toward(NamedTuple):
 
 @dataclass(frozen=True)
 class Scheduler(ABC):
-    """What both schedulers share; holds no state of a run, so one serves any number of them."""
+    """What both schedulers share; holds no state of a run, so one serves any number of them.
+
+    ``listed`` are the timesteps of every run, where they are not spaced by the config: few-step models were trained at some of
+    their own. Each step then goes to the next of them by the scheduler's own formula, and the last to clean latents. diffusers' two
+    schedulers take no such list.
+    """
 
     config: NoiseConfig
+    listed: tuple[int, ...] | None = None
     init_noise_sigma: ClassVar[float] = 1.0  # starting latents are noise times this
     adds_noise: ClassVar[bool]  # at every step
 
@@ -63,9 +71,36 @@ class Scheduler(ABC):
         """ᾱ by training timestep; see :func:`reelquant.runtime.models.cogvideox.noise.signal_levels`."""
         return signal_levels(self.config)
 
+    def at(self, timesteps: Iterable[int]) -> Self:
+        """The same scheduler with runs at these timesteps.
+
+        Raises:
+            BadInput: they do not fall, or the model was not trained at one of them.
+        """
+        return replace(self, listed=check_timesteps(timesteps, self.config.num_train_timesteps))
+
     def timesteps(self, steps: int) -> NDArray[np.int64]:
-        """Return the [steps] timesteps the model is run at; see :func:`reelquant.runtime.models.cogvideox.noise.spaced_timesteps`."""
-        return spaced_timesteps(self.config, steps)
+        """Return the [steps] timesteps the model is run at: those listed, or
+        :func:`reelquant.runtime.models.cogvideox.noise.spaced_timesteps`.
+
+        Raises:
+            BadInput: the model was not trained at so many timesteps.
+            ValueError: another number of them is listed.
+        """
+        if self.listed is None:
+            return spaced_timesteps(self.config, steps)
+        if len(self.listed) != steps:
+            raise ValueError(f"{steps} steps, and {len(self.listed)} timesteps are listed")
+        return np.array(self.listed, np.int64)
+
+    def targets(self, steps: int) -> NDArray[np.int64]:
+        """Return the [steps] timesteps to which each step goes; below 0 are clean latents.
+
+        diffusers goes down by an equal stride whatever the spacing; from a listed timestep it is on to the next.
+        """
+        if self.listed is None:
+            return self.timesteps(steps) - self.config.num_train_timesteps // steps
+        return np.array([*self.listed[1:], -1], np.int64)
 
     def begin(self, steps: int, rng: np.random.Generator, noise: Noise | None = None, skip: int = 0) -> Run:
         """Start a denoising run; what noise a step adds is drawn from ``noise``, or else from ``rng``.
@@ -77,7 +112,8 @@ class Scheduler(ABC):
             BundleError: the model predicts noise but is started where there is nothing else.
         """
         timesteps = self.startable(steps)
-        return Run(self, timesteps[skip:], steps, noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32)))
+        drawn = noise or (lambda shape: rng.standard_normal(shape, dtype=np.float32))
+        return Run(self, timesteps[skip:], self.targets(steps)[skip:], drawn)
 
     def startable(self, steps: int) -> NDArray[np.int64]:
         """The timesteps of ``steps`` when a run can start at the first of them; raises what :meth:`begin` raises."""
@@ -95,9 +131,8 @@ class Scheduler(ABC):
         """
         if not self.adds_noise:
             return []
-        stride, timesteps = self.config.num_train_timesteps // steps, self.timesteps(steps)[skip:]
         # A second-order step draws for a first-order one before, and leaves that unused.
-        return [2 if i and timestep >= stride else 1 for i, timestep in enumerate(timesteps)]
+        return [2 if i and target >= 0 else 1 for i, target in enumerate(self.targets(steps)[skip:])]
 
     def add_noise(self, original: Latents, noise: Latents, timestep: int) -> Latents:
         """Return float32 latents as noisy as those of a training ``timestep``.
@@ -160,11 +195,12 @@ class DPM(Scheduler):
 class Run:
     """One clip's way from noise to latents, started by :meth:`Scheduler.begin`."""
 
-    def __init__(self, scheduler: Scheduler, timesteps: NDArray[np.int64], steps: int, noise: Noise) -> None:
-        self.timesteps = timesteps
+    def __init__(
+        self, scheduler: Scheduler, timesteps: NDArray[np.int64], targets: NDArray[np.int64], noise: Noise
+    ) -> None:
+        self.timesteps, self._targets = timesteps, targets
         self._scheduler, self._source = scheduler, noise
         self._drawn: dict[int, Latents] | None = None  # since the last mark
-        self._stride = scheduler.config.num_train_timesteps // steps
         self._done = 0
         self._before: tuple[Latents, Level] | None = None
 
@@ -230,7 +266,7 @@ class Run:
     def _levels(self, i: int) -> tuple[Level, Level, bool]:
         """The levels before and after step ``i``, and whether it is the last."""
         levels = self._scheduler.levels
-        level, after = levels[self.timesteps[i]], int(self.timesteps[i]) - self._stride
+        level, after = levels[self.timesteps[i]], int(self._targets[i])
         if after >= 0:
             return level, levels[after], False
         # np.float32 as diffusers: beside a float32 table a float64 one would promote the arithmetic.
@@ -265,6 +301,25 @@ def with_class(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     if name not in NAMES:
         raise BadInput(f"unknown scheduler {name!r}; one of {', '.join(NAMES)}")
     return {**config, "_class_name": NAMES[name]}
+
+
+def check_timesteps(timesteps: Iterable[Any], trained: int) -> tuple[int, ...]:
+    """The timesteps as a tuple of Python's own integers.
+
+    Raises:
+        BadInput: there are none, one is no whole number from 0 to ``trained`` - 1, or they do not fall.
+    """
+    wanted = f"give whole numbers from {trained - 1} down to 0, each less than the one before, such as 999,856,665,399"
+    given = list(timesteps)
+    if not given:
+        raise BadInput(f"there are no timesteps; {wanted}")
+    for each in given:
+        if not isinstance(each, Integral) or isinstance(each, bool) or not 0 <= int(each) < trained:
+            raise BadInput(f"timestep {each!r:.40} is not from 0 to {trained - 1}; {wanted}")
+    for before, after in pairwise(given):
+        if after >= before:
+            raise BadInput(f"timestep {after} comes after {before} and is not less; {wanted}")
+    return tuple(map(int, given))
 
 
 def _log_snr(level: Level) -> Level:

@@ -17,7 +17,9 @@ from reelquant.quant.calibration.channels import BINS, Channels
 from reelquant.quant.calibration.ranges import Provenance, Ranges, Samples
 from reelquant.runtime.errors import BadInput, BundleError
 
-PROVENANCE = Provenance("text-to-video", 42, 3, "ab" * 32, 2, 9, 32, 48, "openvino", "2026.4", "cd" * 32)
+PROVENANCE = Provenance(
+    "text-to-video", 42, 3, "ab" * 32, 2, 9, 32, 48, "openvino", "2026.4", "cd" * 32, "DDIM, 2 steps"
+)
 
 
 def made() -> Ranges:

@@ -178,3 +178,29 @@ def test_a_clip_from_a_video_is_computed_whole(bundle: Bundle) -> None:
     video = np.zeros((9, 32, 32, 3), np.uint8)
     asked: ResolvedRequest = resolve(replace(REQUEST, video=video, strength=0.5, schedule=made(bundle)), bundle)
     assert "clips that start from noise" in (asked.schedule_note or "")
+
+
+def test_a_schedule_is_of_its_timesteps(bundle: Bundle) -> None:
+    """Neither does one of spaced steps hold at listed ones, nor one of these at others; at its own it does."""
+    spaced, timesteps = made(bundle), (999, 856, 665, 399)
+    listed = resolve(replace(REQUEST, steps=None, timesteps=timesteps), bundle)
+    own = replace(spaced, scheduler=scheduler_facts(listed))
+    assert own.timesteps == timesteps and Schedule.parse(own.to_json(), "here") == own
+    cases: list[tuple[Schedule, Any, str | None]] = [
+        (spaced, timesteps, "for evenly spaced steps, and the clip has the timesteps 999, 856, 665, 399"),
+        (own, None, "for the timesteps 999, 856, 665, 399, and the clip has evenly spaced steps"),
+        (
+            own,
+            (999, 856, 665, 400),
+            "the timesteps 999, 856, 665, 399, and the clip has the timesteps 999, 856, 665, 400",
+        ),
+        (own, timesteps, None),
+    ]
+    for schedule, at, words in cases:
+        asked = replace(REQUEST, steps=None if at else 4, timesteps=at, schedule=schedule)
+        resolved = resolve(asked, bundle)
+        assert (resolved.schedule is None) == (words is not None)
+        assert (words or "") in (resolved.schedule_note or "") and bool(resolved.schedule_note) == bool(words)
+    pipeline = Pipeline(bundle, EngineOptions("onnxruntime"))
+    asked = replace(REQUEST, steps=None, timesteps=timesteps, schedule=spaced)
+    np.testing.assert_array_equal(pipeline.sample(asked), pipeline.sample(replace(asked, schedule=None)))
