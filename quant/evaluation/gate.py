@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from reelquant.quant.evaluation.limits import BASES, Limits
 from reelquant.quant.evaluation.lockstep import Part, lockstep
 from reelquant.quant.evaluation.teacher import Difference, Step, velocities
@@ -23,6 +25,7 @@ from reelquant.quant.numerics import NUMERICS, High
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.registry import get_engine
+from reelquant.runtime.engines.session import BF16_KEY
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.progress import SILENT, Progress
 
@@ -181,7 +184,15 @@ def judge(
     faults = tuple(fault for part in parts for fault in _of_part(part, limits, engine))
     verdict = Verdict(engine, tuple(runs), tuple(parts), limits, faults)
     alive = any(part.reach.keys() - set(part.dead) for part in parts) or not verdict.dead
-    return replace(verdict, faults=(*verdict.faults, *_of_run(verdict.worst, limits, quantized and alive)))
+    found = _of_run(verdict.worst, limits, quantized and alive)
+    if quantized and not found and _is_bare(load_graph(other)):
+        found = [Fault("transformer", "its graph holds no quantized value: nothing was quantized")]
+    return replace(verdict, faults=(*verdict.faults, *found))
+
+
+def _is_bare(model: ir.Model) -> bool:
+    """Whether ``model`` may be computed in bf16, which hides from its runs that nothing of it is quantized, and nothing is."""
+    return BF16_KEY in model.metadata_props and all(node.op_type != "DequantizeLinear" for node in model.graph)
 
 
 def _of_part(part: Part, limits: Limits, engine: str) -> list[Fault]:

@@ -21,11 +21,11 @@ class OpenVino(OnnxEngine):
     """The engine; its kernels are chosen by what this CPU has."""
 
     name = package = "openvino"
-    # It maps the file and repacks its linears; its attention is fused.
+    # It maps the file and repacks its linears; its attention is fused, and memory is planned for known shapes.
     memory = EngineMemory(
         process=140_000_000,
-        high=MemoryModel(1.8, 2.5),
-        quantized=MemoryModel(1.15, 2.5),
+        high=MemoryModel(1.98, 1.05),
+        quantized=MemoryModel(2.05, 0.65),
         vae={"decoder": MemoryModel(2.06, 1.05), "encoder": MemoryModel(2.0, 2.3)},
     )
 

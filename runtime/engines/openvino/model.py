@@ -48,7 +48,7 @@ def rotate_by_products(model: Any) -> int:
         size = x.get_partial_shape()[-1].get_length()
         even, matrix = np.arange(0, size, 2), np.zeros((size, size), np.float32)
         matrix[even + 1, even], matrix[even, even + 1] = -1, 1
-        product = opset13.matmul(x, opset13.constant(matrix), False, False)
+        product = opset13.matmul(x, opset13.convert(opset13.constant(matrix), x.get_element_type()), False, False)
         for reader in rotated.output(0).get_target_inputs():
             reader.replace_source_output(product.output(0))
         found += 1
@@ -118,10 +118,11 @@ def attention_in_bf16(model: Any) -> int:
         mixed = users[0].get_node() if len(users) == 1 else None
         if scores.get_type_name() != "MatMul" or mixed is None or mixed.get_type_name() != "MatMul":
             continue  # a mask or a bias between them: not an attention of the transformer's
+        before = mixed.get_output_element_type(0)
         for node, number in ((scores, 0), (scores, 1), (mixed, 1)):
             cast(node, number)
         readers = mixed.output(0).get_target_inputs()
-        back = opset13.convert(mixed.output(0), "f32")
+        back = opset13.convert(mixed.output(0), before)
         for reader in readers:
             reader.replace_source_output(back.output(0))
         found += 1

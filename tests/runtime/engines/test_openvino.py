@@ -145,6 +145,10 @@ rotation (float[b, h, n, 8] x, float[n, 8] cos, float[n, 8] sin) => (float[b, h,
  y = Add(a, b)
 }"""
 
+ROTATION_16 = ROTATION.replace("float[", "float16[").replace("AXIS", "-1")
+for _name, _value in (("ODD_END", "two"), ("EVEN_END", "one"), ("ODD", "one"), ("EVEN", "zero")):
+    ROTATION_16 = ROTATION_16.replace(_name, _value)
+
 
 def rotation(folder: Path, odd: tuple[str, str] = ("one", "two"), even: tuple[str, str] = ("zero", "one")) -> Path:
     text = ROTATION.replace("AXIS", "-1")
@@ -172,6 +176,20 @@ def test_rotary_positions_are_a_product_and_exact(tmp_path: Path) -> None:
     pairs = fed["x"].reshape(2, 3, 5, 4, 2)
     assert np.array_equal(turned, np.stack([-pairs[..., 1], pairs[..., 0]], -1).reshape(fed["x"].shape))
     assert error(open_onnx("openvino", graph).run(fed)["y"], open_onnx("onnxruntime", graph).run(fed)["y"]) < 1e-6
+
+
+def test_a_graph_in_16_bit_rotates_in_16_bit(tmp_path: Path) -> None:
+    model = ir.from_onnx_text(ROTATION_16)
+    ir.save(model, tmp_path / "half.onnx")
+    rng = np.random.default_rng(0)
+    fed = {
+        name: rng.standard_normal(shape).astype(np.float16)
+        for name, shape in (("x", (1, 1, 3, 8)), ("cos", (3, 8)), ("sin", (3, 8)))
+    }
+    found = open_onnx("openvino", tmp_path / "half.onnx").run(fed)["y"]
+    wanted = open_onnx("onnxruntime", tmp_path / "half.onnx").run(fed)["y"]
+    assert rotated(tmp_path / "half.onnx") == 1 and found.dtype == np.float16
+    assert error(found.astype(np.float32), wanted.astype(np.float32)) < 1e-3
 
 
 def test_what_is_no_such_rotation_is_left(tmp_path: Path) -> None:
