@@ -236,7 +236,7 @@ def _calibrated(
     except BundleError:
         pass
     check_free(path, replace=True)  # before hours of work for it
-    progress.say(f"calibrate on {data.name}: {plan.prompts} prompts, {plan.steps} steps each")
+    progress.say(f"calibrate on {data.name}: {plan.prompts} prompts, {sampling_of(manifest, plan.steps)}")
     ranges = calibrate(fp32, data, plan, progress)
     ranges.save(path, replace=True)
     return ranges

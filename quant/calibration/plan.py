@@ -14,7 +14,7 @@ from reelquant.runtime.sizes import Size
 
 @dataclass(frozen=True)
 class CalibrationPlan:
-    """``prompts`` clips of ``steps`` steps each give 2 · prompts · steps samples.
+    """``prompts`` clips of ``steps`` steps each give 2 · prompts · steps samples; of a few-step bundle, clips have its own steps.
 
     More prompts are worth more than more steps (``python -m benchmarks.calibration``).
 

@@ -127,7 +127,7 @@ class Ranges:
         """One line for people: how many prompts, steps and samples."""
         made = self.provenance
         return (
-            f"{len(self.low)} tensors over {len(self.samples)} samples: {made.prompts} prompts, {made.steps} steps each, "
+            f"{len(self.low)} tensors over {len(self.samples)} samples: {made.prompts} prompts, {made.sampling or f'{made.steps} steps'}, "
             f"seed {made.seed}, on {made.engine} {made.engine_version}"
         )
 

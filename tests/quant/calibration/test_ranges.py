@@ -70,7 +70,7 @@ def test_absmax_looks_at_both_ends_of_every_sample() -> None:
 
 
 def test_the_summary_says_prompts_steps_and_samples() -> None:
-    assert made().summary == "2 tensors over 12 samples: 3 prompts, 2 steps each, seed 42, on openvino 2026.4"
+    assert made().summary == "2 tensors over 12 samples: 3 prompts, DDIM, 2 steps, seed 42, on openvino 2026.4"
 
 
 def test_the_digest_is_of_all_content_in_any_order() -> None:
