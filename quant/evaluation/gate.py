@@ -20,6 +20,7 @@ from reelquant.quant.evaluation.limits import BASES, Limits
 from reelquant.quant.evaluation.lockstep import Part, lockstep
 from reelquant.quant.evaluation.teacher import Difference, Step, velocities
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
+from reelquant.quant.graph.linears import linear_nodes
 from reelquant.quant.graph.scratch_session import scratch_session
 from reelquant.quant.numerics import NUMERICS, High
 from reelquant.runtime.bundle import Bundle
@@ -186,13 +187,16 @@ def judge(
     alive = any(part.reach.keys() - set(part.dead) for part in parts) or not verdict.dead
     found = _of_run(verdict.worst, limits, quantized and alive)
     if quantized and not found and _is_bare(load_graph(other)):
-        found = [Fault("transformer", "its graph holds no quantized value: nothing was quantized")]
+        found = [Fault("transformer", "none of its linears reads a quantized value: nothing was quantized")]
     return replace(verdict, faults=(*verdict.faults, *found))
 
 
 def _is_bare(model: ir.Model) -> bool:
     """Whether ``model`` may be computed in bf16, which hides from its runs that nothing of it is quantized, and nothing is."""
-    return BF16_KEY in model.metadata_props and all(node.op_type != "DequantizeLinear" for node in model.graph)
+    if BF16_KEY not in model.metadata_props:
+        return False
+    read = [value.producer() for linear in linear_nodes(model) for value in linear.node.inputs if value is not None]
+    return all(node is None or node.op_type != "DequantizeLinear" for node in read)
 
 
 def _of_part(part: Part, limits: Limits, engine: str) -> list[Fault]:
