@@ -35,7 +35,7 @@ def rotate_by_products(model: Any) -> int:
     """Let rotary positions pair up neighbours by a product, and return in how many places.
 
     y[2i] = −x[2i+1], y[2i+1] = x[2i] is a slice, a negation and a concatenation of single values, for which OpenVINO has reference code
-    alone. The same is x times a matrix of 0, 1 and −1: exact, and on small models a fifth less time for a step.
+    alone. The same is x times a matrix of 0, 1 and −1: exact, and in much less time on small models.
     """
     from openvino import opset13
 
@@ -103,8 +103,8 @@ def bf16_of(model: Any) -> str:
 def attention_in_bf16(model: Any) -> int:
     """Put both products of every attention of ``model`` in bf16, and return how many there are.
 
-    OpenVINO's own hint would put everything that is not INT8 in bf16, the residual stream and the norms among it: on the
-    demo that errs seven times as much, and gains little more (docs/benchmarks.md).
+    OpenVINO's own hint would put everything that is not INT8 in bf16, the residual stream and the norms among it: that errs
+    far more, and gains little more.
     """
     from openvino import opset13
 

@@ -57,7 +57,7 @@ class OpenVinoSession(HostSession):
         }
 
     def rest(self) -> None:
-        if not is_short():  # what is taken again at each clip costs a small one a tenth of its time
+        if not is_short():  # taking it again at each clip costs small ones time
             return
         self._requests.clear()
         for compiled in self._compiled.values():
