@@ -4,8 +4,8 @@
 
 Every prompt's clip is made in every way, from the same noise, before the next prompt's, in an order that is turned each time: seconds are
 then of the same minutes, also where other work runs beside. ``clip`` and ``denoise`` are seconds of those of every step computed, median
-and 10th to 90th percentile over prompts of the ratio for the same prompt. PSNR is to the clip with every step computed. Schedules are made
-here, from prompts that are none of those. The few-step bundle is the demo with its LoRA (``docs/guide/few-steps.md``).
+and 10th to 90th percentile over prompts of the ratio for the same prompt. PSNR is to the clip with every step computed. Schedules are
+made here, from prompts that are none of those, where the bundle has none of that name. The few-step bundle is the demo with its LoRA (``docs/guide/few-steps.md``).
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.media.video import Clip
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
-from reelquant.runtime.sampling.schedule import Schedule
+from reelquant.runtime.sampling.schedule import Schedule, load_schedule, schedules_of
 
 EXACT = "every step"
 Way = Callable[[Task], Clip]
 
 
 def schedules(pipeline: Pipeline, shares: list[str], plan: SchedulePlan) -> dict[str, Schedule]:
-    """One for each share of the forwards, as ``reelquant schedule`` makes them."""
+    """One for each share of the forwards: the bundle's own of that name, or made as ``reelquant schedule`` makes them."""
+    own = schedules_of(pipeline.bundle)
+    found = {name: load_schedule(name, pipeline.bundle) for name in shares if name in own}
+    if len(found) == len(shares):
+        return found
     data, task = CalibrationData.load(plan.data), pipeline.bundle.manifest.task
     asked = [
         *data.requests(task, plan.prompts, plan.seed),
@@ -49,9 +53,10 @@ def schedules(pipeline: Pipeline, shares: list[str], plan: SchedulePlan) -> dict
     with tempfile.TemporaryDirectory() as folder:
         clips = record(pipeline, [replace(each, guidance=plan.guidance) for each in asked], Path(folder))
         seen, unseen = clips[: plan.prompts], HeldOut(pipeline, clips[plan.prompts :])
-        return {
+        return found | {
             name: cheapest(pipeline, name, seen, unseen, Budget.parse(f"forwards<={SHARES[name]:.4f}"), plan)
             for name in shares
+            if name not in found
         }
 
 
