@@ -36,7 +36,7 @@ from reelquant.quant.quantize import quantize_bundle
 from reelquant.quant.recipe import Recipe
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines import onnxruntime
-from reelquant.runtime.engines.openvino import compiled, kernels
+from reelquant.runtime.engines.openvino import kernels
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.engines.session import Feeds
 from reelquant.runtime.machine.cpu_units import instruction_sets
@@ -96,7 +96,6 @@ def measure(
     plans = {precision: open_onnx(engine, graph) for precision, graph in graphs.items()}
     if engine == "openvino" and kernels.saturates() and "decoder" not in network:
         kept, kernels.overflows = kernels.overflows, lambda model: False
-        compiled._LARGEST = 0  # what was compiled before is not forced
         plans[SATURATING] = forced = open_onnx(engine, graphs["int8"])
         forced.run({name: feeds[0][name] for name in forced.inputs})  # compiled now
         kernels.overflows = kept

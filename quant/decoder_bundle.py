@@ -145,17 +145,11 @@ def convolve_in_int8(
     if bf16:
         for model in models.values():
             mark_bf16(model, BF16_ALL)
-    psnr = _compared(derived, models, unseen, engine, progress)
-    if not psnr >= LEAST_PSNR:
-        raise AccuracyError(
-            f"INT8 convolutions take the frames of {derived.bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is "
-            "the limit; keep this decoder in fp32"
-        )
-    facts = {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}
+    facts = _tried(derived, models, "INT8 convolutions take", unseen, engine, trial, progress)
     derived.formats(DECODER, {INT8: Support()})
     said = {BF16: BF16_ALL} if bf16 else {}
     derived.note(DECODER, {graph: {PASS: {"convolutions": count, **facts}, **said} for graph, count in counts.items()})
-    return psnr
+    return float(facts["psnr"])
 
 
 def compute_in_bf16(
@@ -169,20 +163,25 @@ def compute_in_bf16(
     models = derived.models(DECODER)
     for model in models.values():
         mark_bf16(model, BF16_ALL)
-    psnr = _compared(derived, models, unseen, engine, progress)
-    if not psnr >= LEAST_PSNR:
-        raise AccuracyError(
-            f"bf16 takes the frames of {derived.bundle.path} to {psnr:.1f} dB of fp32's; they stay in fp32"
-        )
-    said = {BF16: BF16_ALL, "bf16_trial": {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}}
-    derived.note(DECODER, dict.fromkeys(models, said))
-    return psnr
+    facts = _tried(derived, models, "bf16 takes", unseen, engine, trial, progress)
+    derived.note(DECODER, {graph: {BF16: BF16_ALL, "bf16_trial": facts} for graph in models})
+    return float(facts["psnr"])
 
 
-def _compared(
-    derived: Derivation, models: Mapping[str, ir.Model], unseen: Sequence[Array], engine: str, progress: Progress
-) -> float:
-    """Write ``models`` as the decoder, and return how far its frames of the latents ``unseen`` are from those of the bundle's own, dB."""
+def _tried(
+    derived: Derivation,
+    models: Mapping[str, ir.Model],
+    what: str,
+    unseen: Sequence[Array],
+    engine: str,
+    trial: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Write ``models`` as the decoder, and say how far its frames of the latents ``unseen`` are from those of the bundle's own.
+
+    Raises:
+        AccuracyError: further than ``LEAST_PSNR``; the message begins with ``what`` took them there.
+    """
     bundle, frames = derived.bundle, list[list[Array]]()
     part = derived.write(DECODER, models)
     with progress.stage("compare", 2 * len(unseen)) as advance:
@@ -192,7 +191,13 @@ def _compared(
             for latents in unseen:
                 frames[-1] += decoder.decode(latents)
                 advance()
-    return frames_psnr(*frames)
+    psnr = frames_psnr(*frames)
+    if not psnr >= LEAST_PSNR:
+        raise AccuracyError(
+            f"{what} the frames of {bundle.path} to {psnr:.1f} dB of fp32's, and {LEAST_PSNR:.0f} dB is the limit; keep this "
+            "decoder in fp32"
+        )
+    return {"psnr": round(psnr, 2), "limit": LEAST_PSNR, "trial": dict(trial)}
 
 
 def largest_fed(

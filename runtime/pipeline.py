@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,7 +216,7 @@ class Pipeline:
     def decode(self, latents: Floats, monitor: Monitor | None = None) -> Frames:
         """Scaled latents [latent_frames, channels, h, w] → frames uint8 [frames, height, width, 3]."""
         with self._lock:
-            return np.concatenate(list(self._chunks(latents, monitor or Monitor())))
+            return self._streamed(latents, monitor or Monitor(), {}).clip().frames
 
     def iter_frames(self, latents: Floats, monitor: Monitor | None = None) -> Iterator[Frames]:
         """As :meth:`decode`, chunk by chunk: each is given while the next is still latents. No other clip is made before the
@@ -271,8 +272,11 @@ class Pipeline:
         made, here = saved.provenance, self._machinery()
         if not here.items() <= made.items():
             made = {**made, "decoded": here}
-        size, fps = self.model.geometry.size_of(saved.values.shape), self.bundle.manifest.defaults.fps
-        return ClipStream(self._chunks(saved.values, monitor), size, fps, made, lambda: monitor.seconds)
+        return self._streamed(saved.values, monitor, made)
+
+    def _streamed(self, latents: Floats, monitor: Monitor, provenance: dict[str, Any]) -> ClipStream:
+        size, fps = self.model.geometry.size_of(latents.shape), self.bundle.manifest.defaults.fps
+        return ClipStream(self._chunks(latents, monitor), size, fps, provenance, lambda: monitor.seconds)
 
     def _chunks(self, latents: Floats, monitor: Monitor) -> Iterator[Frames]:
         decoder = self._networks.vae_decoder(monitor)

@@ -59,10 +59,14 @@ class OnnxEngine(Engine):
         return Bundle.open(bundle.path)
 
     def open(self, bundle: Bundle, component: str, graph: str, options: EngineOptions, lean: bool = False) -> Session:
-        session = self.open_onnx(bundle.graph(component, graph), options, lean)
+        session = self.open_bundled(bundle.graph(component, graph), options, lean)
         if component == "transformer" and options.batch == 1:
             session.batch = 1
         return session
+
+    def open_bundled(self, graph: Path, options: EngineOptions, lean: bool) -> Session:
+        """As :meth:`open_onnx`, of a graph that is in a bundle and will be opened again."""
+        return self.open_onnx(graph, options, lean)
 
     def check_graph(self, graph: Path, options: EngineOptions) -> None:
         """See that it can run the ONNX file ``graph``.

@@ -1,4 +1,4 @@
-"""Models that OpenVINO has compiled before, kept in the user's cache: a process that makes one small clip need not wait for compilers.
+"""Models of bundles' graphs that OpenVINO has compiled before, kept in the user's cache: a process that makes one small clip need not wait for compilers.
 
 An entry is found by everything that decides it: the graph's and its weights' bytes, shapes, options, OpenVINO's version and this package's code, this
 CPU's units and what oneDNN was told of them. It is ``KEY.blob`` and, written last, ``KEY.json`` with the blob's sha256, which is compared before the blob is

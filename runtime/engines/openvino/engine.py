@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -57,15 +59,26 @@ class OpenVino(OnnxEngine):
         """
         return self._opened(graph, options, lean)
 
-    def check_graph(self, graph: Path, options: EngineOptions) -> None:
-        self._opened(graph, options, lean=True, compile_now=True)
+    def open_bundled(self, graph: Path, options: EngineOptions, lean: bool) -> Session:
+        """As :meth:`open_onnx`; what is compiled is kept for later processes (:mod:`reelquant.runtime.engines.openvino.compiled`)."""
+        return self._opened(graph, options, lean, cached=True)
 
-    def _opened(self, graph: Path, options: EngineOptions, lean: bool, compile_now: bool = False) -> Session:
+    def check_graph(self, graph: Path, options: EngineOptions) -> None:
+        session = self._opened(graph, options, lean=True)
+        with self._refusal(graph):
+            session.try_to_compile()
+
+    def _opened(self, graph: Path, options: EngineOptions, lean: bool, cached: bool = False) -> OpenVinoSession:
         self.refuse_device(options)
+        with self._refusal(graph):
+            return OpenVinoSession(graph, options.cpu_threads() or threads_to_start(), lean, cached)
+
+    @contextmanager
+    def _refusal(self, graph: Path) -> Iterator[None]:
+        """Raises:
+        BundleError: OpenVINO refuses ``graph`` in this block.
+        """
         try:
-            session = OpenVinoSession(graph, options.cpu_threads() or threads_to_start(), lean)
-            if compile_now:
-                session.try_to_compile()
+            yield
         except RuntimeError as error:
             raise BundleError(f"OpenVINO {self.version()} cannot load {graph}: {error}") from error
-        return session

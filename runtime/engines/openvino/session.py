@@ -23,11 +23,11 @@ class OpenVinoSession(HostSession):
     """A graph that is compiled for known shapes: more is fused then, and memory is planned for those alone.
 
     Where ``lean``, what was compiled for other shapes is given up first. Where the graph says that parts of it may be
-    computed in bf16, they are on a CPU with units for it.
+    computed in bf16, they are on a CPU with units for it. With ``cached`` what is compiled is kept for later processes.
     """
 
-    def __init__(self, graph: Path, threads: int | None, lean: bool) -> None:
-        self._graph, self._lean = graph, lean
+    def __init__(self, graph: Path, threads: int | None, lean: bool, cached: bool = False) -> None:
+        self._graph, self._lean, self._cached = graph, lean, cached
         self._options = {**kernels.OPTIONS, **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
         model = kernels.core().read_model(str(graph))
         self.inputs = tuple(_name(port) for port in model.inputs)
@@ -84,9 +84,11 @@ class OpenVinoSession(HostSession):
             oldest = next(iter(self._compiled))
             del self._compiled[oldest]
             self._requests.pop(oldest, None)
-        self._compiled[shapes] = made = load_or_compile(
-            self._graph, [shapes, self._options, self._lean], lambda: self._compile(shapes)
-        )
+        if self._cached:
+            made = load_or_compile(self._graph, [shapes, self._options, self._lean], lambda: self._compile(shapes))
+        else:
+            made, _ = self._compile(shapes)
+        self._compiled[shapes] = made
         return made
 
     def _compile(self, shapes: _Shapes | None) -> tuple[Any, dict[str, Any]]:

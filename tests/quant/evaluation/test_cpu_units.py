@@ -44,11 +44,11 @@ _RUN = """
 import json, sys
 import numpy as np
 from pathlib import Path
-from reelquant.runtime.engines.openvino import compiled, kernels
+from reelquant.runtime.engines.openvino import kernels
 from reelquant.runtime.engines.registry import open_onnx
 folder, out, names, forced = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 if forced:
-    kernels.overflows, compiled._LARGEST = lambda model: False, 0  # nor is what was compiled before taken
+    kernels.overflows = lambda model: False
 x = np.load(folder / "x.npy")
 found, taken = {}, {}
 for name in names:
@@ -69,11 +69,11 @@ from pathlib import Path
 from reelquant.quant.evaluation.gate import gate
 from reelquant.quant.evaluation.teacher import Trial
 from reelquant.runtime.bundle import Bundle
-from reelquant.runtime.engines.openvino import compiled, kernels
+from reelquant.runtime.engines.openvino import kernels
 bundle, reference = (Bundle.open(Path(path)) for path in sys.argv[1:3])
 steps = Trial("demo", prompts=1, steps=1).record(reference)
 if json.loads(sys.argv[3]):
-    kernels.overflows, compiled._LARGEST = lambda model: False, 0  # nor is what was compiled before taken
+    kernels.overflows = lambda model: False
 print(json.dumps(gate(bundle, reference, steps, "openvino").as_json()))
 """
 

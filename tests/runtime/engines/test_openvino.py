@@ -19,7 +19,8 @@ from reelquant.quant.passes.mark_bf16 import mark_bf16
 from reelquant.runtime.engines.openvino import compiled, kernels
 from reelquant.runtime.engines.openvino.model import attention_in_bf16, rotate_by_products
 from reelquant.runtime.engines.openvino.session import OpenVinoSession
-from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine, open_onnx
 from reelquant.runtime.engines.session import BF16_ALL, BF16_ATTENTION, Array
 from reelquant.runtime.machine import memory
 from tests.conftest import ROOT, BundleMaker
@@ -107,7 +108,8 @@ CAPPED = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.engines.options import EngineOptions
+from reelquant.runtime.engines.registry import get_engine, open_onnx
 from reelquant.runtime.engines.openvino.kernels import multiplies_bf16
 fed = dict(np.load(sys.argv[1]))
 print(json.dumps([multiplies_bf16(), [open_onnx("openvino", Path(path)).run(fed)["y"].tolist() for path in sys.argv[2:]]]))
@@ -239,12 +241,12 @@ def test_what_was_compiled_before_is_loaded(
     what: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, seen = saved(tmp_path, what), counted(monkeypatch)
-    first, again = (OpenVinoSession(graph, 1, lean=False).run(feeds())["y"] for _ in range(2))
+    first, again = (OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())["y"] for _ in range(2))
     assert len(seen) == 1 and np.array_equal(first, again)
     # Another shape, number of threads or way to open it is another model.
-    OpenVinoSession(graph, 1, lean=False).run(feeds(24))
-    OpenVinoSession(graph, 2, lean=False).run(feeds())
-    OpenVinoSession(graph, 1, lean=True).run(feeds())
+    OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds(24))
+    OpenVinoSession(graph, 2, lean=False, cached=True).run(feeds())
+    OpenVinoSession(graph, 1, lean=True, cached=True).run(feeds())
     assert len(seen) == 4 and len(list(cache.glob("*.json"))) == len(list(cache.glob("*.blob"))) == 4
 
 
@@ -252,10 +254,10 @@ def test_another_graph_of_the_same_name_is_another(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, seen = saved(tmp_path), counted(monkeypatch)
-    OpenVinoSession(graph, 1, lean=False).run(feeds())
+    OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())
     ir.save(ir.from_onnx_text(ATTENTION.replace("y = MatMul(mixed, w)", "y = Add(mixed, mixed)")), graph)
     wanted = open_onnx("onnxruntime", graph).run(feeds())["y"]
-    assert error(OpenVinoSession(graph, 1, lean=False).run(feeds())["y"], wanted) < 1e-5 and len(seen) == 2
+    assert error(OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())["y"], wanted) < 1e-5 and len(seen) == 2
 
 
 @pytest.mark.parametrize("harm", ["blob", "facts", "gone"])
@@ -263,7 +265,7 @@ def test_a_damaged_entry_is_compiled_again(
     harm: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, seen = saved(tmp_path), counted(monkeypatch)
-    wanted = OpenVinoSession(graph, 1, lean=False).run(feeds())["y"]
+    wanted = OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())["y"]
     (blob,), (facts,) = cache.glob("*.blob"), cache.glob("*.json")
     if harm == "blob":
         data = bytearray(blob.read_bytes())
@@ -273,15 +275,19 @@ def test_a_damaged_entry_is_compiled_again(
         facts.write_text("{")
     else:
         blob.unlink()
-    assert np.array_equal(OpenVinoSession(graph, 1, lean=False).run(feeds())["y"], wanted) and len(seen) == 2
-    assert np.array_equal(OpenVinoSession(graph, 1, lean=False).run(feeds())["y"], wanted) and len(seen) == 2
+    assert (
+        np.array_equal(OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())["y"], wanted) and len(seen) == 2
+    )
+    assert (
+        np.array_equal(OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())["y"], wanted) and len(seen) == 2
+    )
 
 
 def test_a_cache_that_cannot_be_written_stops_nothing(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    assert OpenVinoSession(saved(tmp_path), 1, lean=False).run(feeds())["y"].shape == (2, 80, 64)
+    assert OpenVinoSession(saved(tmp_path), 1, lean=False, cached=True).run(feeds())["y"].shape == (2, 80, 64)
 
 
 def test_large_models_and_quick_ones_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,5 +296,15 @@ def test_large_models_and_quick_ones_are_not_kept(tmp_path: Path, monkeypatch: p
     for largest, least in ((0, 0.0), (1 << 30, 1e6)):
         monkeypatch.setattr(compiled, "_LARGEST", largest)
         monkeypatch.setattr(compiled, "_LEAST", least)
-        OpenVinoSession(graph, 1, lean=False).run(feeds())
+        OpenVinoSession(graph, 1, lean=False, cached=True).run(feeds())
     assert len(seen) == 2 and not (tmp_path / "cache").exists()
+
+
+def test_graphs_that_are_in_no_bundle_are_not_kept(cache: Path, tmp_path: Path, demo_bundle: BundleMaker) -> None:
+    """Those that are made for one purpose and thrown away would fill a user's disk."""
+    open_onnx("openvino", saved(tmp_path)).run(feeds())
+    assert not cache.exists()
+    bundle = demo_bundle("t2v", "fp32")
+    encoder = get_engine("openvino").open(bundle, "text_encoder", "main", EngineOptions("openvino"))
+    encoder.run({"input_ids": np.zeros((1, bundle.manifest.text_tokens), np.int64)})
+    assert len(list(cache.glob("*.blob"))) == 1
