@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from benchmarks.engines import fp32_bundle, in_precision
 from benchmarks.peers import PYTHON, hand_over, quantized_by
 from benchmarks.variants import VARIANTS
-from reelquant.export.parity import relative_l2
 from reelquant.quant.graph.graph_files import load_graph
 from reelquant.quant.graph.linears import linear_nodes
 from reelquant.runtime.bundle import Bundle
@@ -39,6 +38,7 @@ from reelquant.runtime.engines.session import Session
 from reelquant.runtime.machine.cpu_units import instruction_sets, usable_cores
 from reelquant.runtime.machine.doctor import machine
 from reelquant.runtime.models import model_of
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tune.measure import candidates, measure
 from reelquant.runtime.tune.timing import ratios, step_feeds

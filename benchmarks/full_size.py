@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.media.video import read_clip
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sampling.latents import SavedLatents
 from reelquant.runtime.sizes import Size
 

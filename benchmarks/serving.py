@@ -28,7 +28,6 @@ import torch
 
 from benchmarks.same_noise import Floats, Sampling, load_diffusers
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.parity import relative_l2
 from reelquant.export.road import ExportPlan, export_checkpoint
 from reelquant.export.sampling import AS_TRAINED
 from reelquant.runtime.bundle import Bundle
@@ -37,6 +36,7 @@ from reelquant.runtime.engines.registry import DEFAULT_ENGINE
 from reelquant.runtime.errors import BadInput, ReelquantError
 from reelquant.runtime.monitor import Monitor
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sizes import Size
 
 PROMPT = "a red circle moves right on a white background"

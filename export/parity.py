@@ -9,24 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from reelquant.export.models.cogvideox.graphs import Graph
 from reelquant.export.trace import GraphSpec, Inputs, call
 from reelquant.export.weights import Rounded
 from reelquant.quant.graph.blockwise import blockwise
 from reelquant.runtime.errors import AccuracyError
+from reelquant.runtime.relative_l2 import relative_l2
 
 _LARGE = 2 << 30
 TOLERANCE = {"fp32": 1e-4}  # relative L2; fp32 graphs differ from torch by the order of additions only
-
-
-def relative_l2(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
-    """‖found − wanted‖ / ‖wanted‖, in float64; infinite when anything is not finite or the shapes differ."""
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return float("inf")
-    norm = float(np.linalg.norm(wanted.astype(np.float64)))
-    return float(np.linalg.norm(found.astype(np.float64) - wanted.astype(np.float64))) / max(norm, 1e-30)
 
 
 def check_parity(

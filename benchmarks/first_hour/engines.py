@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.first_hour.measures import PROMPT, STEPS, Facts, gpu_bytes_used, spread
-from reelquant.export.parity import relative_l2
+from reelquant.runtime.relative_l2 import relative_l2
 
 
 def port(arguments: argparse.Namespace) -> Facts:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.first_hour.measures import Facts, gpu_bytes_used, spread
-from reelquant.export.parity import relative_l2
+from reelquant.runtime.relative_l2 import relative_l2
 
 
 def diffusers(arguments: argparse.Namespace) -> Facts:

@@ -16,6 +16,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from reelquant.runtime.sampling.schedule import Schedule
 from reelquant.runtime.sizes import Size
@@ -75,9 +76,9 @@ def scheduled_clips(
             found.append(
                 ScheduledClip(
                     round(psnr(ours.decode(fast), ours.decode(whole)), 2),
-                    _relative(whole, wanted),
-                    _relative(fast, whole),
-                    _relative(fast, wanted),
+                    relative_l2(whole, wanted),
+                    relative_l2(fast, whole),
+                    relative_l2(fast, wanted),
                 )
             )
             advance()
@@ -111,7 +112,3 @@ def schedule_faults(schedule: Schedule, clips: Sequence[ScheduledClip]) -> tuple
 
 def _excess(clip: ScheduledClip) -> float:
     return clip.together / max(math.hypot(clip.quantized, clip.scheduled), 1e-6)
-
-
-def _relative(found: Floats, wanted: Floats) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))

@@ -19,6 +19,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.session import Array, Feeds, Session
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.relative_l2 import l2
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
 
@@ -46,10 +47,10 @@ class Difference:
     @classmethod
     def of(cls, found: Array, wanted: Array) -> Difference:
         a, b = (np.asarray(value, np.float64).reshape(-1) for value in (found, wanted))
-        norms = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         with np.errstate(invalid="ignore"):
-            cosine = float(a @ b / max(norms[0] * norms[1], 1e-300))
-            return cls(float(np.linalg.norm(a - b) / max(norms[1], 1e-300)), cosine)
+            norms = l2(a), l2(b)
+            cosine = float((a * b).sum() / max(norms[0] * norms[1], 1e-300))
+            return cls(l2(a - b) / max(norms[1], 1e-300), cosine)
 
     @property
     def finite(self) -> bool:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from reelquant.quant.schedule.trajectories import Floats, Trajectory, flat
 from reelquant.runtime.models.cogvideox.schedulers import Run
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sampling.denoiser import Denoiser
-from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, miss, weighted
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, weighted
 
 RIDGE = 1e-5  # of each array's own energy
 GUARD = 3.0  # how many times the most of the fitted clips a forecast may miss
@@ -78,7 +79,7 @@ def fit(pipeline: Pipeline, trajectories: Sequence[Trajectory], kinds: str, orde
                 found = [clip.seen.clean(clip.seen.held(clip.scale(i)), clip.latents) for clip in clips]
                 check = _solved(before, found, held)
                 forecasts = [weighted(check, arrays) for arrays in before]
-                bound = guard * max(miss(*pair) for pair in zip(found, forecasts, strict=True))
+                bound = guard * max(relative_l2(*pair) for pair in zip(found, forecasts, strict=True))
         checks.append(check)
         bounds.append(bound)
         moves = [clip.run.toward(i, clip.latents) for clip in clips]

@@ -14,6 +14,7 @@ from reelquant.quant.schedule.trajectories import Floats, Trajectory
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sampling.denoise import denoise
 from reelquant.runtime.sampling.schedule import Schedule
 from reelquant.runtime.sampling.stepper import Work
@@ -45,7 +46,7 @@ class HeldOut:
                 conditioning = replace(each.conditioning, run=each.run())
                 latents = denoise(self._pipeline.transformer(), conditioning, schedule=schedule, work=work)
                 frames.append(self._decoded(each, latents))
-                errors.append(float(np.linalg.norm(latents - each.final) / np.linalg.norm(each.final)))
+                errors.append(relative_l2(latents, each.final))
                 forwards += work.forwards
                 kept.append(work.given_up_at is None)
                 advance()

@@ -11,6 +11,7 @@ from reelquant.quant.schedule.search import Costs, candidates
 from reelquant.quant.schedule.trajectories import Trajectory
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.relative_l2 import relative_l2
 
 FEW = 3  # clips of the first round
 FINALISTS = 2
@@ -43,9 +44,6 @@ def best_fit(
 
 def loss(found: Fit, clips: Sequence[Trajectory]) -> float:
     """Of the final latents: half the mean and half the most of the logarithm of relative L2, so that no clip is left behind."""
-    errors = [
-        float(np.linalg.norm(made - each.final) / np.linalg.norm(each.final))
-        for made, each in zip(found.latents, clips, strict=True)
-    ]
+    errors = [relative_l2(made, each.final) for made, each in zip(found.latents, clips, strict=True)]
     logs = np.log(np.maximum(errors, 1e-9))
     return float((logs.mean() + logs.max()) / 2)

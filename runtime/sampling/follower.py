@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, Schedule, miss
+from reelquant.runtime.relative_l2 import relative_l2
+from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, Schedule
 from reelquant.runtime.sampling.stepper import Stepper
 
 Floats = NDArray[np.float32]
@@ -62,7 +63,7 @@ class Follower:
         if not check or node is None or node.step == i - 1:  # nothing was forecast
             return False
         found = self._run.clean(i, self._stepper.guided(i, velocity), latents)
-        return miss(found, self._seen.clean(check, latents)) > self._schedule.bounds[i]
+        return relative_l2(found, self._seen.clean(check, latents)) > self._schedule.bounds[i]
 
     def _computed_again(self, i: int) -> Floats:
         """The latents before step ``i``, every step since the last node computed."""

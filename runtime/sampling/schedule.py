@@ -255,12 +255,6 @@ def weighted(coefficients: Sequence[float], arrays: Sequence[Floats]) -> Floats:
     return made
 
 
-def miss(found: Floats, forecast: Floats) -> float:
-    """Relative L2 of a forecast from what was then computed."""
-    norm = float(np.linalg.norm(found.astype(np.float64)))
-    return float(np.linalg.norm(found.astype(np.float64) - forecast)) / max(norm, 1e-30)
-
-
 def _called(timesteps: tuple[int, ...] | None) -> str:
     return "evenly spaced steps" if timesteps is None else f"the timesteps {', '.join(map(str, timesteps))}"
 

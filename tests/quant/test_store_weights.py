@@ -9,10 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.export.parity import relative_l2
 from reelquant.quant.graph.graph_files import load_graph, save_graphs
 from reelquant.quant.passes.store_weights import LEAST_TABLE, rounded, store_weights
 from reelquant.runtime.engines.registry import open_onnx
+from reelquant.runtime.relative_l2 import relative_l2
 
 ROWS, WIDTH, OUT = LEAST_TABLE // 64, 64, 48
 GRAPH = f"""<ir_version: 10, opset_import: ["" : 21]>

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.same_noise import Sampling, load_diffusers
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sizes import Size
 
 STEPS = 2

@@ -14,9 +14,9 @@ from PIL import Image
 
 from demo.clips import Scene, render
 from demo.fidelity import psnr
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 

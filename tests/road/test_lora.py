@@ -13,7 +13,6 @@ import torch
 
 from demo.fidelity import psnr
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.parity import relative_l2
 from reelquant.export.road import ExportPlan, is_up_to_date
 from reelquant.export.sampling import Sampling
 from reelquant.export.trace_bundle import trace_bundle
@@ -21,6 +20,7 @@ from reelquant.export.weights import open_weights
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 from tests.lora_files import random_pairs, write_lora

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reelquant.export.parity import relative_l2
 from reelquant.quant.graph.graph_files import WEIGHTS, load_graph
 from reelquant.quant.graph.graph_stats import is_quantized, is_weight_only
 from reelquant.quant.graph.linears import linear_nodes
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import EVERY_CORE, BundleMaker
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from reelquant.export.checkpoint import Checkpoint
-from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import text_storage, trace_component
 from reelquant.quant.quantize import quantize_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
@@ -17,6 +16,7 @@ from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.tensorrt.flavor import RTX
 from reelquant.runtime.engines.tensorrt.stage import build_engines
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 

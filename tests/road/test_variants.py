@@ -19,7 +19,6 @@ from benchmarks.memory import measured
 from benchmarks.random_checkpoint import write_checkpoint
 from benchmarks.variants import VARIANTS
 from demo.fidelity import psnr
-from reelquant.export.parity import relative_l2
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
@@ -27,6 +26,7 @@ from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.media.images import from_model
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
 from tests.road.against_diffusers import PROMPT, STEPS, TOLERANCE, Case, difference

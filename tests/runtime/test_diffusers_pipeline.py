@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.diffusers_pipeline import ReelquantPipeline
 from reelquant.runtime.errors import BadInput, Cancelled
+from reelquant.runtime.relative_l2 import relative_l2
 from tests.conftest import CHECKPOINTS, BundleMaker, TinyBundleMaker
 
 PROMPT = "a red circle moves right on a white background"

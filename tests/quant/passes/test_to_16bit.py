@@ -10,7 +10,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from reelquant.export.parity import relative_l2
 from reelquant.quant.graph.graph_files import load_graph, load_mapped
 from reelquant.quant.lint.run import lint
 from reelquant.quant.passes.insert_qdq import insert_qdq
@@ -19,6 +18,7 @@ from reelquant.quant.recipe import Recipe
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BundleError
+from reelquant.runtime.relative_l2 import relative_l2
 from tests.conftest import BundleMaker
 from tests.quant.passes.test_insert_qdq import calibrated
 from tests.quant.tiny import feeds, forward, model, parameters

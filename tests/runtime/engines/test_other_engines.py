@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.engines.registry import GROUP
 from reelquant.runtime.pipeline import load_pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import ROOT, BundleMaker
 

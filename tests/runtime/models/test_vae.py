@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
+from reelquant.runtime.relative_l2 import relative_l2
 from tests.conftest import CHECKPOINTS, BundleMaker
 
 TOLERANCE = 1e-4

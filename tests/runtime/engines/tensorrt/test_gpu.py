@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.tensorrt.flavor import RTX, STANDARD, Flavor
@@ -17,6 +16,7 @@ from reelquant.runtime.engines.tensorrt.targets import unsupported
 from reelquant.runtime.errors import MissingExtra
 from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 

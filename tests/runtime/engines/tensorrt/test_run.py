@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from reelquant.export.parity import relative_l2
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
@@ -18,6 +17,7 @@ from reelquant.runtime.engines.tensorrt.device import Device
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.machine.gpus import Gpus
 from reelquant.runtime.pipeline import Pipeline
+from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 from tests.runtime.engines.tensorrt.replay import ReplayCuda, ReplayLoader
