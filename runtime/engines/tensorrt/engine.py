@@ -112,8 +112,11 @@ class TensorRt(Engine):
             EngineError: there is no such GPU, or no driver.
         """
         if number not in self._devices:
-            cuda = CudaRuntime(number)
-            self._devices[number] = Device(cuda, TensorRtLoader(self.flavor, user_cache("kernels")))
+            cuda, found = CudaRuntime(number, self.name), gpus()
+            if number >= len(found.names):
+                raise BadInput(f"there is no GPU {number} here, only {', '.join(found.names)}; see: reelquant doctor")
+            gpu = f"{found.names[number]} {found.driver}"
+            self._devices[number] = Device(cuda, TensorRtLoader(self.flavor, user_cache("kernels"), gpu))
         return self._devices[number]
 
 
