@@ -80,7 +80,11 @@ class Context:
     def __init__(self, world: World, engine: Engine, config: Config) -> None:
         assert config.allocation == tensorrt_rtx.ExecutionContextAllocationStrategy.USER_MANAGED
         self._world, self._state = world, "new"
-        self._points_to: dict[str, Callable[[], Any]] = {"engine": weakref.ref(engine), "config": weakref.ref(config), "cache": config.cache}
+        self._points_to: dict[str, Callable[[], Any]] = {
+            "engine": weakref.ref(engine),
+            "config": weakref.ref(config),
+            "cache": config.cache,
+        }
         self._memory, self._addresses = (0, 0), dict[str, int]()
         # Runs when this object goes, as the C++ destructor does, and not when its last reference is cleared by a collection.
         self._end = weakref.finalize(self, _destroyed, world, dict(self._points_to))

@@ -7,6 +7,7 @@ wait, memory taken or given back spoils what is captured, and every call fails u
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -128,6 +129,7 @@ class ReplayCuda:
         if self._recording is None:
             work()
         else:
+            assert not gc.isenabled(), "what is collected now would spoil what is captured"
             self._recording.append((engine, work))
 
     def begin_capture(self, stream: int) -> None:
