@@ -19,7 +19,6 @@ from reelquant.runtime.engines.tensorrt.cache import CacheInputs, EngineCache, E
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.graph_tools import static_copier
-from reelquant.runtime.engines.tensorrt.layers import engine_layers
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
 from reelquant.runtime.engines.tensorrt.shapes import Profile, profile
 from reelquant.runtime.engines.tensorrt.targets import unsupported
@@ -30,7 +29,7 @@ from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
 
-_ROUND = 2  # of this code: raised when the same inputs would give another engine, or other evidence
+_ROUND = 3  # of this code: raised when the same inputs would give another engine, or other evidence
 
 
 @dataclass(frozen=True)
@@ -193,15 +192,7 @@ def _build(
     built = build_engine(flavor, graph, job.profile, spec, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))
-    if runs_here(spec.gpus):
-        evidence = replace(evidence, layers=engine_layers(flavor, built.engine))
     return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
-
-
-def runs_here(targets: Sequence[str]) -> bool:
-    """Whether an engine for ``targets`` is for the first GPU of this machine."""
-    here = gpus()
-    return bool(here.names) and (tuple(targets) == (CURRENT,) or here.targets[0] in targets)
 
 
 def scores_bytes(manifest: Manifest, job: Job) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from dataclasses import dataclass
+from importlib import metadata
 
 from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.options import CURRENT
