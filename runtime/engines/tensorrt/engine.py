@@ -32,6 +32,7 @@ class TensorRt(Engine):
     """One flavor of TensorRT; what its sessions share on a GPU is held here, for the whole process."""
 
     runs_onnx = False
+    quick_to_load = False
 
     def __init__(self, flavor: Flavor) -> None:
         self.flavor, self.name, self.package = flavor, flavor.engine, flavor.package
