@@ -76,6 +76,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.builder_optimization_level = spec.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 would be computed with 10 bits of mantissa
     monitor = _monitor(trt, step)
     config.progress_monitor = monitor
     if flavor.ahead_of_time:

@@ -47,6 +47,10 @@ class Cuda(Protocol):
         """Copy into a C-contiguous array, complete once the stream is synchronized."""
         ...
 
+    def copy(self, to: int, address: int, size: int, stream: int) -> None:
+        """Copy ``size`` bytes from one place on the device to another."""
+        ...
+
     def record(self, stream: int) -> int:
         """An event at this point of ``stream``."""
         ...
@@ -117,6 +121,10 @@ class CudaRuntime:
     def to_host(self, array: Array, address: int, stream: int) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
+
+    def copy(self, to: int, address: int, size: int, stream: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", to, address, size, kind, stream)
 
     def record(self, stream: int) -> int:
         event = self._call("cudaEventCreate")

@@ -79,18 +79,18 @@ class Memory:
 class DeviceArray:
     """An array on the device. A stream's caches are such: handed from run to run, they never come to the host."""
 
-    def __init__(self, cuda: Cuda, shape: Shape, dtype: str) -> None:
+    def __init__(self, cuda: Cuda, shape: Shape, dtype: str, memory: Memory | None = None) -> None:
         self.shape, self.dtype = shape, dtype
-        self._memory = Memory(cuda, ITEM_BYTES[dtype] * int(np.prod(shape, dtype=np.int64)))
+        self.memory = memory or Memory(cuda, ITEM_BYTES[dtype] * int(np.prod(shape, dtype=np.int64)))
 
     @property
     def address(self) -> int:
-        return self._memory.address
+        return self.memory.address
 
     def exchange(self, other: DeviceArray) -> None:
         """Change memory with an array of the same shape and dtype."""
         assert (self.shape, self.dtype) == (other.shape, other.dtype)
-        self._memory, other._memory = other._memory, self._memory
+        self.memory, other.memory = other.memory, self.memory
 
 
 class Device:

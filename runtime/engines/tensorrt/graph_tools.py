@@ -43,6 +43,19 @@ def static_copier() -> Callable[[Path, Symbols], bytes]:
     return copy
 
 
+def sum_graph() -> bytes:
+    """An ONNX file that adds up arrays (:func:`reelquant.quant.graph.sum_graph.sum_graph`).
+
+    Raises:
+        MissingExtra: onnx-ir is not installed.
+    """
+    make = _tool("sum_graph")
+    if make is None:
+        raise MissingExtra("building engines needs onnx-ir, which", "export")
+    made: bytes = make()
+    return made
+
+
 def _tool(name: str) -> Callable[..., Any] | None:
     """The tool, or None where what its module imports is not installed."""
     for point in entry_points(group=GROUP, name=name):

@@ -125,6 +125,8 @@ class _Engine:
             raise EngineError(
                 f"{flavor.engine} has no memory for an execution context{_why(said)}; close what else uses the GPU"
             )
+        # Engines are built with every layer's name, for the inspector; to hand them on at each start costs time.
+        self._parts.context.nvtx_verbosity = trt.ProfilingVerbosity.NONE
 
     @property
     def activation_bytes(self) -> int:

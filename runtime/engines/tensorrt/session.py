@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from reelquant.runtime.engines.session import Array, Feeds, Session, Value, Values
+from reelquant.runtime.engines.sums import Adder
 from reelquant.runtime.engines.tensorrt.cuda import Cuda
 from reelquant.runtime.engines.tensorrt.device import NUMPY, Device, DeviceArray, LoadedEngine, Shape
 from reelquant.runtime.errors import BadInput, EngineError
@@ -41,6 +42,11 @@ class EngineFile:
             len(shape) == len(least) and all(a <= side <= b for a, side, b in zip(least, shape, most, strict=True))
             for shape, (least, most) in ((shape, self.inputs[name]) for name, shape in shapes.items())
         )
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether all inputs but the coefficients of a sum may have ``shape``."""
+        shapes = {name: most if name == "coefficients" else shape for name, (_, most) in self.inputs.items()}
+        return self.takes(shapes)
 
     @property
     def largest(self) -> str:
@@ -72,8 +78,9 @@ class TensorRtSession(Session):
 
     batch = 1  # what every engine is built for (shapes.py)
 
-    def __init__(self, device: Device, files: Sequence[EngineFile]) -> None:
-        self._device, self._files = device, files
+    def __init__(self, device: Device, files: Sequence[EngineFile], sums: Sequence[EngineFile] = ()) -> None:
+        """``sums`` are the engines that add up what lies between two runs."""
+        self._device, self._files, self._sums = device, files, sums
         self._runner: _Runner | None = None
         self._bound: weakref.WeakValueDictionary[int, BoundArray] = weakref.WeakValueDictionary()
         self.inputs = tuple(files[0].inputs)
@@ -103,6 +110,13 @@ class TensorRtSession(Session):
         that is put again while it is bound, as for both halves of guidance, goes there once.
         """
         return {name: self._bind(value) for name, value in feeds.items() if name in self.inputs}
+
+    def adder(self, shape: tuple[int, ...]) -> Adder | None:
+        from reelquant.runtime.engines.tensorrt.adder import TensorRtAdder  # which is made of this
+
+        values = (int(np.prod(shape)),)
+        fitting = [file for file in self._sums if file.holds(values)]
+        return TensorRtAdder(self._device, TensorRtSession(self._device, fitting[:1]), shape) if fitting else None
 
     def _bind(self, array: Array) -> BoundArray:
         bound = self._bound.get(

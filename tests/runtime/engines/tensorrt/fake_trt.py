@@ -178,7 +178,7 @@ def fake_flavor(world: World) -> Flavor:
     class Logger:  # of which ours is made
         def __init__(self) -> None: ...
 
-    names = ("TensorIOMode", "ExecutionContextAllocationStrategy", "CudaGraphStrategy", "Logger",
+    names = ("ProfilingVerbosity", "TensorIOMode", "ExecutionContextAllocationStrategy", "CudaGraphStrategy", "Logger",
              "DynamicShapesKernelSpecializationStrategy", "EngineInvalidityDiagnostics")  # fmt: skip
     real = {name: getattr(tensorrt_rtx, name) for name in names}
     module = SimpleNamespace(**real, Runtime=Runtime, ILogger=Logger, __version__=tensorrt_rtx.__version__)

@@ -19,6 +19,7 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from reelquant.quant.graph.sum_graph import sum_graph
 from reelquant.runtime.engines.tensorrt.device import NUMPY, LoadedEngine, Shape, Tensor
 from reelquant.runtime.errors import EngineError
 
@@ -110,6 +111,10 @@ class ReplayCuda:
         array.reshape(-1).view(np.uint8)[:] = self.view(address, array.nbytes)
         self.copies.append(array.nbytes)
 
+    def copy(self, to: int, address: int, size: int, stream: int) -> None:
+        self._called("copy")
+        self.view(to, size)[:] = self.view(address, size)
+
     def record(self, stream: int) -> int:
         self._called("record")
         event = next(self._handles)
@@ -161,8 +166,8 @@ class ReplayCuda:
 class ReplayEngine:
     """An engine whose graph OpenVINO computes between NumPy views of the replayed memory."""
 
-    def __init__(self, cuda: ReplayCuda, graph: Path, activation_bytes: int, capturable: bool) -> None:
-        self._model = _CORE.read_model(str(graph))
+    def __init__(self, cuda: ReplayCuda, graph: Path | bytes, activation_bytes: int, capturable: bool) -> None:
+        self._model = _CORE.read_model(graph if isinstance(graph, bytes) else str(graph))
         self._cuda, self.activation_bytes, self.capturable = cuda, activation_bytes, capturable
         ports = [(port, True) for port in self._model.inputs] + [(port, False) for port in self._model.outputs]
         names = [_name(port) for port, _ in ports]
@@ -185,7 +190,9 @@ class ReplayEngine:
 
     def enqueue(self, addresses: Mapping[str, int], activations: int, stream: int) -> None:
         assert not self.closed
-        assert addresses.keys() == self.tensors.keys() and len(set(addresses.values())) == len(addresses)
+        assert addresses.keys() == self.tensors.keys()
+        written = [address for name, address in addresses.items() if not self.tensors[name].is_input]
+        assert sum(address in written for address in addresses.values()) == len(written)  # nothing else is there
         self._cuda._called("enqueue", captured=True)
         placed = dict(addresses)
 
@@ -237,6 +244,11 @@ class ReplayLoader:
         self.cuda._called("load")
         self.loaded.append(f"{component}/{graph}")
         path = self.bundle / component / f"{graph}.onnx"
-        made = ReplayEngine(self.cuda, path, self.activation_bytes[f"{component}/{graph}"], self.capturable)
+        made = ReplayEngine(
+            self.cuda,
+            sum_graph() if component == "sampling" else path,
+            self.activation_bytes[f"{component}/{graph}"],
+            self.capturable,
+        )
         self.engines.append(made)
         return made
