@@ -68,15 +68,15 @@ def jobs(bundle: Bundle, flavor: Flavor, spec: BuildSpec) -> list[Job]:
         cache_inputs = _cache_inputs(bundle.manifest, component, file, flavor, shapes, spec)
         name = _file(flavor, component, graph, cache_inputs)
         found.setdefault(name, Job(component, graph, shapes, cache_inputs, name))
-        if component == "transformer":
-            job = _sum_job(bundle.manifest, flavor, shapes, spec)
+        if component == "transformer" and (adding := sum_graph()) is not None:
+            job = _sum_job(bundle.manifest, flavor, shapes, spec, adding)
             found.setdefault(job.file, job)
     return list(found.values())
 
 
-def _sum_job(manifest: Manifest, flavor: Flavor, transformer: Profile, spec: BuildSpec) -> Job:
+def _sum_job(manifest: Manifest, flavor: Flavor, transformer: Profile, spec: BuildSpec, onnx: bytes) -> Job:
     """What adds up latents, velocities and noise between two runs of the transformer."""
-    onnx, channels = sum_graph(), model_of(manifest).geometry.latent_channels
+    channels = model_of(manifest).geometry.latent_channels
     least, usual, most = (
         {"values": channels * symbols["latent_frames"] * symbols["height"] * symbols["width"]}
         for symbols in (transformer.least, transformer.usual, transformer.most)
