@@ -87,7 +87,7 @@ def in_precision(fp32: Bundle, precision: str, base: str) -> Bundle:
 
 
 def build(path: str, clip: str, gpus: str, tiled: bool, cache: str) -> list[dict[str, Any]]:
-    """Build all engines of a bundle, twice; their evidence, and the seconds of the second time."""
+    """Build all engines of a bundle, twice; the evidence of those of its graphs, and the seconds of the second time."""
     size = Size.parse(clip)
     spec = BuildSpec((size,), False, tiled, parse_gpus(gpus), cache=Path(cache))
     built = build_engines(Bundle.open(Path(path)), RTX, spec)
@@ -97,6 +97,7 @@ def build(path: str, clip: str, gpus: str, tiled: bool, cache: str) -> list[dict
     return [
         {"graph": f"{each['component']}/{each['graph']}", **each["evidence"], "again_seconds": again}
         for each in built.manifest.engines[RTX.engine]["engines"]
+        if each["component"] in built.manifest.components
     ]
 
 

@@ -32,11 +32,18 @@ def imported(package: str, extra: str) -> Any:
 
     Raises:
         MissingExtra: it is not installed; the message names the extra that brings it.
+        EngineError: it is installed and does not load.
     """
     try:
         return import_module(package)
-    except ImportError as error:
-        raise MissingExtra(package, extra) from error
+    except Exception as error:  # a broken package may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise MissingExtra(package, extra) from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise EngineError(
+            f"{package} is installed and does not load ({why:.300}); install it again: pip install --force-reinstall "
+            f"'reelquant[{extra}]'"
+        ) from error
 
 
 class EngineError(ReelquantError):

@@ -51,12 +51,14 @@ class Engine(ABC):
     """One engine. Its package is imported when a method needs it, and never before.
 
     ``name`` is what ``--engine`` and pip's extra call it, ``package`` what Python imports. ``memory`` says what graphs take
-    on it; None where nobody has measured that.
+    on it; None where nobody has measured that. ``quick_to_load`` says that graphs of a stream may be loaded for each use, so that memory is that
+    of one at a time; where that takes long they stay until the clip is whole.
     """
 
     name: str
     package: str
     memory: EngineMemory | None = None
+    quick_to_load = True
     runs_onnx = True  # whether open_onnx opens anything
 
     # What it can do here.

@@ -5,10 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # which is made of this
+    from reelquant.runtime.engines.sums import Adder
 
 Array = NDArray[Any]
 Feeds = Mapping[str, Array]
@@ -69,6 +72,10 @@ class Session(ABC):
     def put(self, feeds: Feeds) -> Values:
         """``feeds``, or those of them that the graph reads, brought to where the engine computes."""
         return feeds
+
+    def adder(self, shape: tuple[int, ...]) -> Adder | None:
+        """What adds up arrays of ``shape`` where this graph's results lie; None where they come to the host."""
+        return None
 
     def rest(self) -> None:  # noqa: B027 - few engines hold anything between runs
         """Give back what only a run needs, where memory is short; the next run takes it again, and need not compile anything."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.engines.session import Session
+from reelquant.runtime.engines.sums import Sum, is_finite
 from reelquant.runtime.errors import AccuracyError
 from reelquant.runtime.sampling.denoiser import Conditioning, Denoiser
 from reelquant.runtime.sampling.follower import Follower
@@ -34,13 +36,19 @@ def denoise(
     denoiser = Denoiser(transformer, conditioning.text, conditioning.image_latents, conditioning.fixed)
     stepper = Stepper(denoiser, conditioning, work or Work())
     step = Follower(stepper, schedule).step if schedule else stepper.step
-    latents, steps = conditioning.latents, len(conditioning.run.timesteps)
+    latents: Any = conditioning.latents
+    steps = len(conditioning.run.timesteps)
+    adder = transformer.adder(conditioning.latents.shape)
+    if adder is not None:  # from here to the end they stay where the transformer computes
+        conditioning.run.on_device(adder, latents.shape)
+        latents = Sum.of(adder, latents)
     for i in range(steps):
         latents = step(i, latents)
-        if not np.isfinite(latents).all():
+        if not is_finite(latents):
             raise AccuracyError(
                 f"the latents are not finite after step {i + 1} of {steps}: this precision overflows on this prompt; "
                 "try another precision or engine, and report the bundle's manifest"
             )
         advance()
-    return latents
+    final: Floats = latents if adder is None else latents.host()
+    return final

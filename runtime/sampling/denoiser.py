@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.engines.session import Array, Session, Values
+from reelquant.runtime.engines.sums import Sum
 from reelquant.runtime.models.cogvideox.schedulers import Run
 
 Floats = NDArray[np.float32]
@@ -54,24 +56,29 @@ class Denoiser:
         self._session, self._rows, self._constants = session, session.batch or batch, constants
         self._bound = [self._put(i, self._rows) for i in range(0, batch, self._rows)]
         self._halves: dict[int, Values] = {}
+        self._velocity: Values = {}  # on a device
 
-    def velocity(self, latents: Floats, timestep: int) -> Floats:
+    def velocity(self, latents: Any, timestep: int) -> Any:
         """What the transformer predicts of latents [latent_frames, channels, h, w] at a training timestep: float32
-        [batch, latent_frames, channels, h, w], unconditional first.
+        [batch, latent_frames, channels, h, w], unconditional first. Of latents that are a sum on the device, as many sums.
 
         Raises:
             BadInput: the engine was not built for this size.
             EngineError: it gave up.
         """
+        if isinstance(latents, Sum):
+            return [self._on_device(bound, latents, timestep) for bound in self._bound]
         rows = [self._run(bound, self._rows, latents, timestep) for bound in self._bound]
         return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
-    def half(self, row: int, latents: Floats, timestep: int) -> Floats:
+    def half(self, row: int, latents: Any, timestep: int) -> Any:
         """As :meth:`velocity`, but the unconditional (``row`` 0) or conditional (1) prediction alone: float32 [latent_frames,
         channels, h, w].
 
         An engine that was built for two rows at once computes both all the same.
         """
+        if isinstance(latents, Sum):
+            return self._on_device(self._bound[row], latents, timestep)
         if self._session.batch == 1:
             return np.asarray(self._run(self._bound[row], 1, latents, timestep)[0])
         if self._session.batch is not None:
@@ -83,6 +90,13 @@ class Denoiser:
     def _put(self, first: int, rows: int) -> Values:
         constants = self._constants.items()
         return self._session.put({k: v[first : first + rows] if k in _BATCHED else v for k, v in constants})
+
+    def _on_device(self, bound: Values, latents: Sum, timestep: int) -> Sum:
+        """One row, copied: the next run writes over it."""
+        adder = latents.adder
+        fed = {"latents": adder.fed(latents.array), "timestep": np.full(1, timestep, np.int64)}
+        _, self._velocity = self._session.run_keeping({**bound, **fed}, lambda name: True, self._velocity)
+        return Sum(adder, latents.shape, [(1.0, adder.copied(self._velocity["velocity"]))])
 
     def _run(self, bound: Values, rows: int, latents: Floats, timestep: int) -> Floats:
         changing: dict[str, Array] = {

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from reelquant.runtime.engines.sums import Sum, computed
 from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.sampling.schedule import BOTH, CONDITIONAL, NOTHING, Forecaster, Schedule
 from reelquant.runtime.sampling.stepper import Stepper
@@ -63,7 +64,7 @@ class Follower:
         if not check or node is None or node.step == i - 1:  # nothing was forecast
             return False
         found = self._run.clean(i, self._stepper.guided(i, velocity), latents)
-        return relative_l2(found, self._seen.clean(check, latents)) > self._schedule.bounds[i]
+        return _off(found, self._seen.clean(check, latents)) > self._schedule.bounds[i]
 
     def _computed_again(self, i: int) -> Floats:
         """The latents before step ``i``, every step since the last node computed."""
@@ -77,5 +78,12 @@ class Follower:
         return latents
 
     def _see(self, row: int, i: int, velocity: Floats, latents: Floats) -> None:
-        clean = self._run.clean(i, velocity, latents)
+        clean = computed(self._run.clean(i, velocity, latents))
         self._seen.see(*((clean, None) if row else (None, clean)))
+
+
+def _off(found: Floats, forecast: Floats) -> float:
+    """Relative L2 of a forecast from what was then computed, where both are."""
+    if isinstance(found, Sum):
+        return (found - forecast).l2 / max(found.l2, 1e-30)
+    return relative_l2(found, forecast)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelquant.runtime.bundle import SCHEDULES, Bundle
+from reelquant.runtime.engines.sums import Sum, computed, zeros_like
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.sizes import Size
 
@@ -249,6 +250,8 @@ class Forecaster:
 
 def weighted(coefficients: Sequence[float], arrays: Sequence[Floats]) -> Floats:
     """The sum of the arrays, each times its coefficient, in float32."""
+    if isinstance(arrays[0], Sum):
+        return computed(sum((c * each for c, each in zip(coefficients, arrays, strict=True)), zeros_like(arrays[0])))
     made = np.zeros_like(arrays[0])
     for coefficient, array in zip(coefficients, arrays, strict=True):
         made += np.float32(coefficient) * array

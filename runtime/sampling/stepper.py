@@ -34,14 +34,15 @@ class Stepper:
 
     def velocity(self, i: int, latents: Floats) -> Floats:
         """As :meth:`Denoiser.velocity`."""
-        velocity = self.denoiser.velocity(latents, int(self.run.timesteps[i]))
+        velocity: Floats = self.denoiser.velocity(latents, int(self.run.timesteps[i]))
         self.work.forwards += len(velocity)
         return velocity
 
     def half(self, row: int, i: int, latents: Floats) -> Floats:
         """As :meth:`Denoiser.half`."""
         self.work.forwards += 1
-        return self.denoiser.half(row, latents, int(self.run.timesteps[i]))
+        velocity: Floats = self.denoiser.half(row, latents, int(self.run.timesteps[i]))
+        return velocity
 
     def scale(self, i: int) -> float:
         """Of guidance at step ``i``."""

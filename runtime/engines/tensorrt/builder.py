@@ -22,7 +22,7 @@ StepDone = Callable[[str, int, int], bool]  # phase, step, of how many → wheth
 
 @dataclass(frozen=True)
 class Built:
-    """An engine's bytes, the least and most shape of each input, and the builder's log at level INFO."""
+    """An engine's bytes, the least and most shape of each input, and the builder's log at level INFO with its list of layers."""
 
     engine: memoryview
     inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
@@ -76,6 +76,7 @@ def build_engine(
     config = builder.create_builder_config()
     config.builder_optimization_level = spec.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: float32 would be computed with 10 bits of mantissa
     monitor = _monitor(trt, step)
     config.progress_monitor = monitor
     if flavor.ahead_of_time:
@@ -126,7 +127,7 @@ def _logger(trt: Any, log: BuildLog) -> Any:
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.Logger.ERROR, trt.Logger.INTERNAL_ERROR):
                 log.errors.append(message)
-            elif severity in (trt.Logger.INFO, trt.Logger.WARNING):
+            elif severity in (trt.Logger.INFO, trt.Logger.WARNING) or message.startswith("Layers:"):
                 log.lines.append(message)
 
     return Logger()

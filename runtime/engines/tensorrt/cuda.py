@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from threading import local
 from typing import Any, Protocol
 
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 from reelquant.runtime.errors import EngineError, MissingExtra
 
 Array = NDArray[Any]
+_LESS = "close what else uses the GPU, or take a smaller size, fewer frames, --tiled, or a bundle with smaller weights"
 
 
 class Cuda(Protocol):
@@ -22,7 +25,13 @@ class Cuda(Protocol):
         """Device memory of ``size`` bytes, aligned to 256."""
         ...
 
-    def free(self, address: int) -> None: ...
+    def free(self, address: int) -> None:
+        """Give it back. In a thread that captures work this would spoil what is captured."""
+        ...
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes that are free on the device, and that it has."""
+        ...
 
     def stream(self) -> int: ...
 
@@ -38,18 +47,29 @@ class Cuda(Protocol):
         """Copy into a C-contiguous array, complete once the stream is synchronized."""
         ...
 
+    def copy(self, to: int, address: int, size: int, stream: int) -> None:
+        """Copy ``size`` bytes from one place on the device to another."""
+        ...
+
     def record(self, stream: int) -> int:
         """An event at this point of ``stream``."""
         ...
 
     def seconds(self, start: int, end: int) -> float:
-        """Time between two events that have happened; both are given up."""
+        """Time between two events that have happened."""
+        ...
+
+    def forget(self, event: int) -> None:
+        """Give up an event."""
         ...
 
     def begin_capture(self, stream: int) -> None: ...
 
     def end_capture(self, stream: int) -> int:
-        """A graph of the work since :meth:`begin_capture`, which was recorded and not done."""
+        """A graph of the work since :meth:`begin_capture`, which was recorded and not done.
+
+        Whether it raises or not, nothing is captured any more.
+        """
         ...
 
     def launch(self, graph: int, stream: int) -> None: ...
@@ -58,27 +78,35 @@ class Cuda(Protocol):
 
 
 class CudaRuntime:
-    """The port on NVIDIA's cuda-bindings; ``device`` is a number as in ``nvidia-smi``.
+    """The port on NVIDIA's cuda-bindings; ``device`` is a number as in ``nvidia-smi`` (of those in CUDA_VISIBLE_DEVICES, if that is set).
 
     Raises:
         MissingExtra: cuda-bindings is not installed.
         EngineError: there is no driver, or no such device.
     """
 
-    def __init__(self, device: int = 0) -> None:
+    def __init__(self, device: int = 0, extra: str = "tensorrt-rtx") -> None:
         try:
             from cuda.bindings import runtime
         except ImportError as error:
-            raise MissingExtra("cuda-bindings", "tensorrt") from error
+            raise MissingExtra("cuda-bindings", extra) from error
         self._cuda: Any = runtime
         self._device, self._threads = device, local()
+        in_order_of_nvidia_smi()
         self._choose_device()
 
     def allocate(self, size: int) -> int:
-        return int(self._call("cudaMalloc", max(size, 1)))
+        try:
+            return int(self._call("cudaMalloc", max(size, 1)))
+        except EngineError as error:
+            raise EngineError(f"the GPU has no {size / 1e9:.2f} GB left{self._left()}: {error}; {_LESS}") from error
 
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
+
+    def memory(self) -> tuple[int, int]:
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
 
     def stream(self) -> int:
         return int(self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking))
@@ -94,26 +122,39 @@ class CudaRuntime:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
 
+    def copy(self, to: int, address: int, size: int, stream: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpyAsync", to, address, size, kind, stream)
+
     def record(self, stream: int) -> int:
         event = self._call("cudaEventCreate")
-        self._call("cudaEventRecord", event, stream)
+        try:
+            self._call("cudaEventRecord", event, stream)
+        except EngineError:
+            self.forget(event)
+            raise
         return int(event)
 
     def seconds(self, start: int, end: int) -> float:
-        milliseconds = float(self._call("cudaEventElapsedTime", start, end))
-        for event in (start, end):
-            self._call("cudaEventDestroy", event)
-        return milliseconds / 1000
+        return float(self._call("cudaEventElapsedTime", start, end)) / 1000
+
+    def forget(self, event: int) -> None:
+        self._call("cudaEventDestroy", event)
 
     def begin_capture(self, stream: int) -> None:
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
 
     def end_capture(self, stream: int) -> int:
-        recorded = self._call("cudaStreamEndCapture", stream)
-        graph = int(self._call("cudaGraphInstantiate", recorded, 0))
-        self._call("cudaGraphDestroy", recorded)
-        return graph
+        try:
+            recorded = self._call("cudaStreamEndCapture", stream)
+        except EngineError:
+            self._cuda.cudaGetLastError()  # or it would be the answer to the next call too
+            raise
+        try:
+            return int(self._call("cudaGraphInstantiate", recorded, 0))
+        finally:
+            self._call("cudaGraphDestroy", recorded)
 
     def launch(self, graph: int, stream: int) -> None:
         self._call("cudaGraphLaunch", graph, stream)
@@ -136,4 +177,15 @@ class CudaRuntime:
         error, *results = getattr(self._cuda, name)(*arguments)
         if int(error) != 0:
             raise EngineError(f"CUDA refused {name}: {error.name} ({int(error)}); see: reelquant doctor")
-        return results[0] if results else None
+        return results[0] if len(results) == 1 else tuple(results) or None
+
+    def _left(self) -> str:
+        with suppress(EngineError):
+            free, total = self.memory()
+            return f" ({free / 1e9:.2f} of {total / 1e9:.2f} GB are free)"
+        return ""
+
+
+def in_order_of_nvidia_smi() -> None:
+    """Let CUDA number GPUs as nvidia-smi does; by itself it begins with the fastest. Of use before CUDA starts in this process."""
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType, ModuleType
+from typing import Any
 
 from reelquant.runtime.bundle import ENGINES, Bundle
 from reelquant.runtime.bundle.manifest import Manifest
@@ -32,6 +33,7 @@ class TensorRt(Engine):
     """One flavor of TensorRT; what its sessions share on a GPU is held here, for the whole process."""
 
     runs_onnx = False
+    quick_to_load = False
 
     def __init__(self, flavor: Flavor) -> None:
         self.flavor, self.name, self.package = flavor, flavor.engine, flavor.package
@@ -100,9 +102,23 @@ class TensorRt(Engine):
         records = stage.find_engines(bundle.manifest, self.flavor, component, graph)
         if reason := self.refuses(bundle.manifest):
             raise EngineError(f"{self.name} cannot run this bundle here: {reason}")
-        check_trust(bundle, [str(record["file"]) for record in records], options.trust)
-        files = [EngineFile.of_record(bundle.path, record) for record in records]
-        return TensorRtSession(self.device(options.device), files)
+        sums = self._sums(bundle) if component == "transformer" else []
+        check_trust(bundle, [str(record["file"]) for record in (*records, *sums)], options.trust)
+        files, adding = ([EngineFile.of_record(bundle.path, each) for each in some] for some in (records, sums))
+        return TensorRtSession(self.device(options.device), files, adding)
+
+    def _sums(self, bundle: Bundle) -> list[Mapping[str, Any]]:
+        """The records of the engines that add up what lies between two runs of the transformer; none of bundles that were built before
+        there were any.
+
+        Raises:
+            BundleError: a file was changed.
+        """
+        component, graph = stage.SUM
+        built = bundle.manifest.engines[self.name]["engines"]
+        found = [each for each in built if (each["component"], each["graph"]) == (component, graph)]
+        bundle.check_hashes(lambda name: name.startswith(self.files(component)))
+        return found
 
     def device(self, number: int) -> Device:
         """This process's share of a GPU.
@@ -112,8 +128,11 @@ class TensorRt(Engine):
             EngineError: there is no such GPU, or no driver.
         """
         if number not in self._devices:
-            cuda = CudaRuntime(number)
-            self._devices[number] = Device(cuda, TensorRtLoader(self.flavor, user_cache("kernels")))
+            cuda, found = CudaRuntime(number, self.name), gpus()
+            if number >= len(found.names):
+                raise BadInput(f"there is no GPU {number} here, only {', '.join(found.names)}; see: reelquant doctor")
+            gpu = f"{found.names[number]} {found.driver}"
+            self._devices[number] = Device(cuda, TensorRtLoader(self.flavor, user_cache("kernels"), gpu))
         return self._devices[number]
 
 

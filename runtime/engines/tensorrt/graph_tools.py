@@ -26,7 +26,9 @@ def lint(bundle: Bundle, spec: BuildSpec) -> list[str]:
     """
     check = _tool("lint")
     if check is None:
-        return ["onnx-ir is not installed, so the builder alone judges the graphs, without lint"]
+        return [
+            "onnx-ir is not installed, so the builder alone judges the graphs, without lint, and latents will come to the host at every step"
+        ]
     warnings: list[str] = check(bundle, spec)
     return warnings
 
@@ -41,6 +43,13 @@ def static_copier() -> Callable[[Path, Symbols], bytes]:
     if copy is None:
         raise MissingExtra("building a graph for one size at a time needs onnx-ir, which", "export")
     return copy
+
+
+def sum_graph() -> bytes | None:
+    """An ONNX file that adds up arrays (:func:`reelquant.quant.graph.sum_graph.sum_graph`); None where onnx-ir is not installed."""
+    make = _tool("sum_graph")
+    made: bytes | None = make() if make is not None else None
+    return made
 
 
 def _tool(name: str) -> Callable[..., Any] | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -11,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from reelquant.runtime.engines.session import Array, Feeds, Session, Value, Values
+from reelquant.runtime.engines.sums import Adder
+from reelquant.runtime.engines.tensorrt.cuda import Cuda
 from reelquant.runtime.engines.tensorrt.device import NUMPY, Device, DeviceArray, LoadedEngine, Shape
-from reelquant.runtime.errors import BadInput
+from reelquant.runtime.errors import BadInput, EngineError
 
 _GRAPHS = 4  # recorded per engine; a stream's caches alternate between two sets of addresses
 
@@ -37,6 +42,11 @@ class EngineFile:
             len(shape) == len(least) and all(a <= side <= b for a, side, b in zip(least, shape, most, strict=True))
             for shape, (least, most) in ((shape, self.inputs[name]) for name, shape in shapes.items())
         )
+
+    def holds(self, shape: Shape) -> bool:
+        """Whether all inputs but the coefficients of a sum may have ``shape``."""
+        shapes = {name: most if name == "coefficients" else shape for name, (_, most) in self.inputs.items()}
+        return self.takes(shapes)
 
     @property
     def largest(self) -> str:
@@ -68,9 +78,11 @@ class TensorRtSession(Session):
 
     batch = 1  # what every engine is built for (shapes.py)
 
-    def __init__(self, device: Device, files: Sequence[EngineFile]) -> None:
-        self._device, self._files = device, files
+    def __init__(self, device: Device, files: Sequence[EngineFile], sums: Sequence[EngineFile] = ()) -> None:
+        """``sums`` are the engines that add up what lies between two runs."""
+        self._device, self._files, self._sums = device, files, sums
         self._runner: _Runner | None = None
+        self._bound: weakref.WeakValueDictionary[int, BoundArray] = weakref.WeakValueDictionary()
         self.inputs = tuple(files[0].inputs)
         self.outputs: tuple[str, ...] = ()
 
@@ -90,16 +102,36 @@ class TensorRtSession(Session):
         given = {name: feeds[name] for name in self.inputs}
         if not any(file.takes(_shapes(given)) for file in self._files):
             raise BadInput(_unbuilt(given, self._files))
-        return self._runner_for(given).run(given, keep, into)
+        with self._device.lock:
+            return self._runner_for(given).run(given, keep, into)
 
     def put(self, feeds: Feeds) -> Values:
-        """Each goes to the device when an engine first reads it: which one that is depends on the shapes of all inputs."""
-        return {name: BoundArray(value) for name, value in feeds.items() if name in self.inputs}
+        """Each goes to the device when an engine first reads it: which one that is depends on the shapes of all inputs. An array
+        that is put again while it is bound, as for both halves of guidance, goes there once.
+        """
+        return {name: self._bind(value) for name, value in feeds.items() if name in self.inputs}
+
+    def adder(self, shape: tuple[int, ...]) -> Adder | None:
+        from reelquant.runtime.engines.tensorrt.adder import TensorRtAdder  # which is made of this
+
+        values = (int(np.prod(shape)),)
+        fitting = [file for file in self._sums if file.holds(values)]
+        return TensorRtAdder(self._device, TensorRtSession(self._device, fitting[:1]), shape) if fitting else None
+
+    def _bind(self, array: Array) -> BoundArray:
+        bound = self._bound.get(
+            id(array)
+        )  # an id is an array's own as long as it lives, and what is bound keeps it alive
+        if bound is None:
+            bound = self._bound[id(array)] = BoundArray(array)
+        return bound
 
     def _runner_for(self, given: Mapping[str, Any]) -> _Runner:
         shapes = _shapes(given)
         if self._runner is None or not self._runner.file.takes(shapes):
-            self._runner = None  # given back before the next is loaded
+            if self._runner is not None:
+                self._runner.close()  # given back before the next is loaded
+                self._runner = None
             file = next(file for file in self._files if file.takes(shapes))
             self._runner = _Runner(self._device, file)
             self.outputs = self._runner.outputs
@@ -117,6 +149,8 @@ class _Runner:
         self._shapes: dict[str, Shape] = {}
         self._results: dict[str, Shape] = {}
         self._recorded: dict[tuple[int, ...], int | None] = {}
+        self._capturable = self._engine.capturable
+        self.close = weakref.finalize(self, _release, device, self._engine, self._recorded)
 
     def run(
         self, given: Mapping[str, Any], keep: Callable[[str], bool], into: Values
@@ -124,8 +158,9 @@ class _Runner:
         cuda, stream = self._device.cuda, self._device.stream
         shapes = _shapes(given)
         if shapes != self._shapes:
+            self._shapes = {}  # until it took them
+            _forget_graphs(cuda, self._recorded)
             self._results, self._shapes = self._engine.set_shapes(shapes), shapes
-            self._forget_graphs()
         addresses, held = {}, []
         for name, value in given.items():
             if isinstance(value, BoundArray):
@@ -139,13 +174,30 @@ class _Runner:
             cuda.to_device(addresses[name], array, stream)
         for name, shape in self._results.items():
             addresses[name] = self._buffer(name, shape).address
-        begin = cuda.record(stream)
-        self._enqueue(addresses)
-        end = cuda.record(stream)
-        found = self._collect(keep, into)
-        cuda.synchronize(stream)
-        self._device.seconds += cuda.seconds(begin, end)
+        try:
+            with self._timed():
+                self._enqueue(addresses)
+            found = self._collect(keep, into)
+            cuda.synchronize(stream)
+        except BaseException:
+            with suppress(EngineError):  # until what was started is done, what it reads must stay
+                cuda.synchronize(stream)
+            raise
         return found
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Count what the stream does inside, once it is done."""
+        cuda, stream, events = self._device.cuda, self._device.stream, list[int]()
+        try:
+            events.append(cuda.record(stream))
+            yield
+            events.append(cuda.record(stream))
+            cuda.synchronize(stream)
+            self._device.seconds += cuda.seconds(*events)
+        finally:
+            for event in events:
+                cuda.forget(event)
 
     def _buffer(self, name: str, shape: Shape) -> DeviceArray:
         if name not in self._buffers or self._buffers[name].shape != shape:
@@ -176,26 +228,65 @@ class _Runner:
     def _enqueue(self, addresses: dict[str, int]) -> None:
         """Start the engine: the second time with the same addresses as a recorded graph, from then on by it."""
         cuda, stream = self._device.cuda, self._device.stream
-        activations = self._device.activations(self._engine.activation_bytes)
+        activations = self._device.activations(id(self._engine), self._engine.activation_bytes)
         key = (activations, *addresses.values())
         graph = self._recorded.get(key)
-        if graph is None and key in self._recorded and self._engine.capturable:
-            cuda.begin_capture(stream)
-            self._engine.enqueue(addresses, activations, stream)
-            graph = self._recorded[key] = cuda.end_capture(stream)
+        if graph is None and key in self._recorded and self._capturable:
+            graph = self._recorded[key] = self._capture(addresses, activations)
         if graph is not None:
             cuda.launch(graph, stream)
             return
         self._engine.enqueue(addresses, activations, stream)
         if len(self._recorded) >= _GRAPHS:
-            self._forget_graphs()
+            _forget_graphs(cuda, self._recorded)
         self._recorded[key] = None
 
-    def _forget_graphs(self) -> None:
-        for graph in self._recorded.values():
-            if graph is not None:
-                self._device.cuda.free_graph(graph)
-        self._recorded.clear()
+    def _capture(self, addresses: dict[str, int], activations: int) -> int | None:
+        """The engine's work as a graph; None where it cannot be recorded, which is not tried again: it runs as it is, as trtexec
+        does it.
+        """
+        cuda, stream = self._device.cuda, self._device.stream
+        try:
+            with _nothing_collected():
+                cuda.begin_capture(stream)
+                try:
+                    self._engine.enqueue(addresses, activations, stream)
+                except BaseException:
+                    with suppress(EngineError):
+                        cuda.free_graph(cuda.end_capture(stream))
+                    raise
+                return cuda.end_capture(stream)
+        except EngineError:
+            self._capturable = False
+            return None
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """No garbage is collected inside: what it frees on the device would spoil what is being recorded."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _release(device: Device, engine: LoadedEngine, recorded: dict[tuple[int, ...], int | None]) -> None:
+    """Of a runner: its graphs before its engine, and both before the block that they compute in."""
+    with device.lock:
+        _forget_graphs(device.cuda, recorded)
+        engine.close()
+        device.leaves(id(engine))
+
+
+def _forget_graphs(cuda: Cuda, recorded: dict[tuple[int, ...], int | None]) -> None:
+    graphs = [graph for graph in recorded.values() if graph is not None]
+    recorded.clear()
+    for graph in graphs:
+        with suppress(EngineError):
+            cuda.free_graph(graph)
 
 
 def _shapes(given: Mapping[str, Any]) -> dict[str, Shape]:

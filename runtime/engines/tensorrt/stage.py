@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,7 @@ from reelquant.runtime.engines.tensorrt.builder import build_engine
 from reelquant.runtime.engines.tensorrt.cache import CacheInputs, EngineCache, Entry, cache_key, changed_inputs
 from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
-from reelquant.runtime.engines.tensorrt.graph_tools import static_copier
-from reelquant.runtime.engines.tensorrt.layers import engine_layers
+from reelquant.runtime.engines.tensorrt.graph_tools import static_copier, sum_graph
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
 from reelquant.runtime.engines.tensorrt.shapes import Profile, profile
 from reelquant.runtime.engines.tensorrt.targets import unsupported
@@ -30,18 +30,20 @@ from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
 
-_ROUND = 2  # of this code: raised when the same inputs would give another engine, or other evidence
+SUM = ("sampling", "sum")  # component and graph of the engine that adds
+_ROUND = 4  # of this code: raised when the same inputs would give another engine, or other evidence
 
 
 @dataclass(frozen=True)
 class Job:
-    """One engine to build; ``file`` is its name in the bundle."""
+    """One engine to build; ``file`` is its name in the bundle, ``onnx`` the graph where no file of the bundle is."""
 
     component: str
     graph: str
     profile: Profile
     cache_inputs: CacheInputs
     file: str
+    onnx: bytes | None = None
 
     @property
     def name(self) -> str:
@@ -64,9 +66,30 @@ def jobs(bundle: Bundle, flavor: Flavor, spec: BuildSpec) -> list[Job]:
                 check_dynamic(formats)
             static_copier()  # a missing tool is reported before the first build
         cache_inputs = _cache_inputs(bundle.manifest, component, file, flavor, shapes, spec)
-        name = f"{ENGINES}/{flavor.engine}/{component}.{graph}.{cache_key(cache_inputs)[:12]}.engine"
+        name = _file(flavor, component, graph, cache_inputs)
         found.setdefault(name, Job(component, graph, shapes, cache_inputs, name))
+        if component == "transformer" and (adding := sum_graph()) is not None:
+            job = _sum_job(bundle.manifest, flavor, shapes, spec, adding)
+            found.setdefault(job.file, job)
     return list(found.values())
+
+
+def _sum_job(manifest: Manifest, flavor: Flavor, transformer: Profile, spec: BuildSpec, onnx: bytes) -> Job:
+    """What adds up latents, velocities and noise between two runs of the transformer."""
+    channels = model_of(manifest).geometry.latent_channels
+    least, usual, most = (
+        {"values": channels * symbols["latent_frames"] * symbols["height"] * symbols["width"]}
+        for symbols in (transformer.least, transformer.usual, transformer.most)
+    )
+    shapes = Profile(least, usual, most)
+    cache_inputs = {
+        **_common_inputs(flavor, shapes, spec), "graph": hashlib.sha256(onnx).hexdigest(), "weights": cache_key({})
+    }  # fmt: skip
+    return Job(*SUM, shapes, cache_inputs, _file(flavor, *SUM, cache_inputs), onnx)
+
+
+def _file(flavor: Flavor, component: str, graph: str, cache_inputs: CacheInputs) -> str:
+    return f"{ENGINES}/{flavor.engine}/{component}.{graph}.{cache_key(cache_inputs)[:12]}.engine"
 
 
 def check_dynamic(formats: Mapping[str, Support]) -> None:
@@ -186,6 +209,10 @@ def _build(
         return True
 
     manifest = bundle.manifest
+    if job.onnx is not None:
+        built = build_engine(flavor, bundle.path / f"{job.name}.onnx", job.profile, spec, step, job.onnx)
+        evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, 0)
+        return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
     bundle.check_hashes(lambda name: name.startswith(f"{job.component}/"))
     graph, onnx = bundle.graph(job.component, job.graph), None
     if _is_static(manifest.components[job.component].formats):
@@ -193,15 +220,7 @@ def _build(
     built = build_engine(flavor, graph, job.profile, spec, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))
-    if runs_here(spec.gpus):
-        evidence = replace(evidence, layers=engine_layers(flavor, built.engine))
     return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
-
-
-def runs_here(targets: Sequence[str]) -> bool:
-    """Whether an engine for ``targets`` is for the first GPU of this machine."""
-    here = gpus()
-    return bool(here.names) and (tuple(targets) == (CURRENT,) or here.targets[0] in targets)
 
 
 def scores_bytes(manifest: Manifest, job: Job) -> int:
@@ -237,10 +256,16 @@ def _cache_inputs(
         if name.startswith(f"{component}/") and not name.endswith(".onnx")
     }
     return {
-        "engine": flavor.engine,
-        "version": flavor.version(),
+        **_common_inputs(flavor, shapes, spec),
         "graph": manifest.files[file].sha256,
         "weights": cache_key(weights),
+    }
+
+
+def _common_inputs(flavor: Flavor, shapes: Profile, spec: BuildSpec) -> CacheInputs:
+    return {
+        "engine": flavor.engine,
+        "version": flavor.version(),
         "profile": shapes.as_json(),
         "targets": list(spec.gpus),
         "gpu": current_gpu(spec.gpus, flavor),

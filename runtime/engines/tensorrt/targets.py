@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 
 from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.engines.options import CURRENT
@@ -74,13 +75,31 @@ def buildable(flavor: Flavor) -> list[str]:
 def unsupported(flavor: Flavor, here: Gpus) -> str | None:
     """Why this flavor can build and run nothing on the first GPU that is here; None where it can, or where there is none.
 
-    TensorRT-RTX builds engines on a Hopper GPU and then refuses to load them, so its own list of GPUs is asked first.
+    TensorRT-RTX builds engines on a Hopper GPU and then refuses to load them, so its own list of GPUs is asked first. A driver
+    that is older than CUDA's runtime fails at the first call of it (error 35); within a major version they go together.
     """
+    if here.names and (old := _old_driver(here.driver)):
+        return old
     if not here.names or not flavor.ahead_of_time or here.targets[0] in (known := buildable(flavor)):
         return None
     return (
         f"{flavor.engine} {flavor.version()} does not support {here.names[0]} ({here.targets[0]}), only "
         f"{', '.join(known)}; use --engine onnxruntime or tensorrt there"
+    )
+
+
+def _old_driver(driver: int) -> str | None:
+    try:
+        installed = metadata.version("cuda-bindings")
+    except metadata.PackageNotFoundError:
+        return None
+    major = int(installed.split(".")[0])
+    if not driver or driver // 1000 >= major:
+        return None
+    has = f"{driver // 1000}.{driver % 1000 // 10}"
+    return (
+        f"the NVIDIA driver knows CUDA {has}, and cuda-bindings {installed} needs {major}.0; update the driver, or install what "
+        f"fits it: pip install 'cuda-bindings<{driver // 1000 + 1}'"
     )
 
 

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reelquant.runtime.engines.sums import as_float32
+
 
 def combine(uncond: NDArray[Any], cond: NDArray[Any], scale: float) -> NDArray[np.float32]:
-    """Return ``uncond + scale·(cond − uncond)`` in float32; eq. 6 of https://arxiv.org/abs/2207.12598, s = 1 + w.
+    """Return ``uncond + scale·(cond − uncond)`` in float32, or as a sum of sums; eq. 6 of https://arxiv.org/abs/2207.12598, s = 1 + w.
 
     Raises:
         ValueError: the shapes differ.
     """
     if uncond.shape != cond.shape:
         raise ValueError(f"unconditional {uncond.shape} and conditional {cond.shape} outputs differ in shape")
-    base, aim = np.asarray(uncond, np.float32), np.asarray(cond, np.float32)
-    return base + np.float32(scale) * (aim - base)
+    base, aim = as_float32(uncond), as_float32(cond)
+    combined: NDArray[np.float32] = base + np.float32(scale) * (aim - base)
+    return combined
 
 
 def dynamic_scale(scale: float, timestep: int, steps: int) -> float:

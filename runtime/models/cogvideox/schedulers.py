@@ -7,7 +7,7 @@ meets the latents: torch promotes that way, whereas a numpy float64 scalar would
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import pairwise
@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from reelquant.runtime.engines.sums import Adder, Sum, as_float32, computed, zeros_like
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.models.cogvideox.noise import Levels, NoiseConfig, signal_levels, spaced_timesteps
 
@@ -150,7 +151,8 @@ class Scheduler(ABC):
         """Return the clean latents that a model's float32 output stands for at ``level``."""
         signal, noise = np.float32(level**0.5), np.float32((1 - level) ** 0.5)
         if self.config.prediction_type == "epsilon":
-            clean: Latents = np.divide(latents - noise * output, signal)
+            divided: Any = (latents - noise * output) / signal
+            clean: Latents = divided
             return clean
         if self.config.prediction_type == "sample":
             return output
@@ -193,7 +195,10 @@ class DPM(Scheduler):
 
 
 class Run:
-    """One clip's way from noise to latents, started by :meth:`Scheduler.begin`."""
+    """One clip's way from noise to latents, started by :meth:`Scheduler.begin`.
+
+    Arrays may be sums on a device (:mod:`reelquant.runtime.engines.sums`) where :meth:`on_device` was called.
+    """
 
     def __init__(
         self, scheduler: Scheduler, timesteps: NDArray[np.int64], targets: NDArray[np.int64], noise: Noise
@@ -204,6 +209,13 @@ class Run:
         self._done = 0
         self._before: tuple[Latents, Level] | None = None
 
+    def on_device(self, adder: Adder, shape: tuple[int, ...]) -> None:
+        """Let the noise that is still to come lie where ``adder`` computes: all of it is drawn and goes there now, in the order of the steps."""
+        if self._scheduler.adds_noise:
+            left = [Sum.of(adder, self._source(shape)) for _ in range(self._done, len(self.timesteps))]
+            coming: Iterator[Any] = iter(left)
+            self._source = lambda shape: next(coming)
+
     def step(self, i: int, model_output: NDArray[Any], latents: NDArray[Any]) -> Latents:
         """Return the float32 latents after step ``i``; both arrays have the latents' shape.
 
@@ -211,9 +223,11 @@ class Run:
             ValueError: steps are not taken in order, or the shapes differ.
         """
         self._check(i, model_output, latents)
-        output, latents = np.asarray(model_output, np.float32), np.asarray(latents, np.float32)
+        output, latents = as_float32(model_output), as_float32(latents)
         level, target, last = self._levels(i)
         original = self._scheduler.original(output, latents, level)
+        if self._scheduler.adds_noise:  # the next step reads it too
+            original = computed(original)
         before = None if last else self._before
         self._before, self._done = (original, level), i + 1
         return self._scheduler.previous(Move(latents, original, level, target, before, partial(self._noise, i)))
@@ -239,7 +253,7 @@ class Run:
         one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
         keep, gain = (moved(*pair, lambda _: none) for pair in ((one, none), (none, one)))
         spread = moved(none, none, lambda _: one)
-        rest = moved(latents, np.zeros_like(latents), partial(self._noise, i))
+        rest = moved(latents, zeros_like(latents), partial(self._noise, i))
         return Toward(rest, float(keep[0]), float(gain[0]), float(spread[0]))
 
     def mark(self) -> None:

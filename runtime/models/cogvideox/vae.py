@@ -152,13 +152,14 @@ def _is_cache(output: str) -> bool:
 
 class _Graphs:
     """The checked graphs of a component, loaded where they are used and then given up, for the memory of one at a time, or
-    with ``keep`` kept: an engine that compiles when it loads may need longer for that than for a small clip's frames.
+    with ``keep`` kept: an engine that compiles when it loads may need longer for that than for a small clip's frames. An engine that is not quick to
+    load keeps them as long as this lives, through all tiles of a clip.
     """
 
     def __init__(self, bundle: Bundle, component: str, options: EngineOptions, keep: bool) -> None:
         self._bundle, self._component, self._options = bundle, component, options
-        self._kept: dict[str, Session] | None = {} if keep else None
         self._engine, _ = choose_engine(bundle, options)
+        self._kept: dict[str, Session] | None = {} if keep or not self._engine.quick_to_load else None
         self._engine.check_files(bundle, component)
 
     def open(self, name: str) -> Session:

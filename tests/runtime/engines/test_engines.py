@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from reelquant.runtime import errors
 from reelquant.runtime.engines.onnxruntime import check_provider
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine, onnx_engines, open_onnx
@@ -161,3 +162,15 @@ def test_onnxruntime_keeps_to_the_cores_that_it_may_use(tiny_bundle: TinyBundleM
     environment = {name: value for name, value in os.environ.items() if name != "REELQUANT_THREADS"}
     ran = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert ran.stdout == "0\n"
+
+
+@pytest.mark.parametrize("error", [OSError("libnvinfer.so.10: cannot open"), ImportError("libcublasLt.so.13: cannot")])
+def test_a_package_that_does_not_load_is_not_called_missing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(errors, "import_module", broken)
+    with pytest.raises(
+        EngineError, match=r"^openvino is installed and does not load \(lib.*force-reinstall 'reelquant\[x\]'"
+    ):
+        errors.imported("openvino", "x")

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from reelquant.runtime.bundle import Bundle
+from reelquant.runtime.engines.onnxruntime import OnnxRuntime
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import onnx_engines
+from reelquant.runtime.engines.session import Session
+from reelquant.runtime.models.cogvideox import vae as vae_streams
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.relative_l2 import relative_l2
 from tests.conftest import CHECKPOINTS, BundleMaker
@@ -64,3 +68,27 @@ def test_an_even_number_of_latent_frames_is_refused(demo_bundle: BundleMaker) ->
                 np.zeros((4, 16, 4, 4), np.float32)
             )
         )
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_an_engine_that_is_slow_to_load_loads_each_graph_once_for_all_tiles(
+    quick: bool, demo_bundle: BundleMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    class Counting(OnnxRuntime):
+        quick_to_load = quick
+
+        def open(
+            self, bundle: Bundle, component: str, graph: str, options: EngineOptions, lean: bool = False
+        ) -> Session:
+            opened.append(graph)
+            return super().open(bundle, component, graph, options, lean)
+
+    monkeypatch.setattr(vae_streams, "choose_engine", lambda bundle, options: (Counting(), ""))
+    latents = np.random.default_rng(0).standard_normal((5, 16, 8, 8), dtype=np.float32)
+    decoder = VaeDecoder(demo_bundle("t2v", "fp32"), EngineOptions(), tiled=True)
+    found = np.concatenate(list(decoder.decode(latents)), axis=2)
+    assert found.shape == (1, 3, 17, 64, 64)
+    tiles = decoder.chunks(latents) // 2
+    assert tiles == 4 and opened == ["first", "next"] * (tiles if quick else 1)

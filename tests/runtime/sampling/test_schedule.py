@@ -23,9 +23,9 @@ from tests.conftest import TinyBundleMaker
 REQUEST = Request("a circle", seed=1, steps=4, guidance=6.0)
 
 
-def made(bundle: Bundle, kinds: str = "b-c-", order: int = 2) -> Schedule:
+def made(bundle: Bundle, kinds: str = "b-c-", order: int = 2, request: Request = REQUEST) -> Schedule:
     """Clean latents are held: guided by the newest of both predictions."""
-    resolved = resolve(REQUEST, bundle)
+    resolved = resolve(request, bundle)
 
     def held(end: int) -> tuple[float, ...]:
         seen = Forecaster(order)

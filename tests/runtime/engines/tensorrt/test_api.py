@@ -32,7 +32,8 @@ CLASSES = {
     "_runtime": "Runtime",
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
-    "_context": "IExecutionContext",
+    "context": "IExecutionContext",
+    "cache": "IRuntimeCache",
 }
 # TensorRT-RTX's own, behind ``ahead_of_time`` or ``hasattr``.
 RTX_ONLY = {
@@ -46,6 +47,12 @@ RTX_ONLY = {
     "IRuntimeConfig.cuda_graph_strategy",
     "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.set_runtime_cache",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "EngineInvalidityDiagnostics",
     "Runtime.get_engine_validity",
 }
 

@@ -28,9 +28,11 @@ def test_a_log_is_read() -> None:
     assert found.as_json()["attention"] == "fused"
 
 
-def test_a_log_that_does_not_say_is_an_error() -> None:
-    with pytest.raises(EngineError, match="does not say weight_bytes; this version of TensorRT writes another log"):
-        read_evidence([line for line in LOG if "Weights" not in line], 1, 1, 0)
+def test_what_a_log_does_not_say_is_not_known_and_the_engine_is_kept() -> None:
+    silent = read_evidence([], 1, 1, SCORES)
+    assert (silent.activation_bytes, silent.scratch_bytes, silent.weight_bytes, silent.layers) == (None,) * 4
+    assert silent.attention == "not known"
+    check_evidence("transformer/main", silent, 1)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
 from reelquant.runtime.engines.tensorrt.device import Device
+from reelquant.runtime.engines.tensorrt.session import TensorRtSession
 from reelquant.runtime.errors import BadInput, BundleError
 from reelquant.runtime.machine.gpus import Gpus
 from reelquant.runtime.pipeline import Pipeline
@@ -21,6 +22,7 @@ from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from tests.conftest import CHECKPOINTS, BundleMaker
 from tests.runtime.engines.tensorrt.replay import ReplayCuda, ReplayLoader
+from tests.runtime.sampling.test_schedule import made as held_schedule
 
 ADA = Gpus(("NVIDIA L4",), "", ((8, 9),), 13000)
 RTX = "tensorrt-rtx"
@@ -60,22 +62,21 @@ def test_a_clip_is_the_one_that_the_cpu_renders(replay: Replay) -> None:
     found = Pipeline(replay.bundle, EngineOptions(RTX), keep=False).generate(request_of(replay.bundle))
     difference = relative_l2(found.frames.astype(np.float32), wanted.frames.astype(np.float32))
     assert found.frames.shape == wanted.frames.shape and difference < 0.01
-    # Two texts, three guided steps row by row, the first latents and the rest; an image's encoder once.
-    runs = 2 + 2 * 3 + 1 + (found.frames.shape[0] - 9) // 8 + (replay.bundle.manifest.task == "i2v")
+    # Two texts, three guided steps row by row and what comes of each, the first latents and the rest; an image's encoder once.
+    runs = 2 + (2 + 1) * 3 + 1 + (found.frames.shape[0] - 9) // 8 + (replay.bundle.manifest.task == "i2v")
     assert get_engine(RTX).device_seconds() == 0.25 * runs and get_engine("openvino").device_seconds() is None
 
 
 def test_memory_is_shared_and_given_back(replay: Replay) -> None:
     pipeline = Pipeline(replay.bundle, EngineOptions(RTX), keep=False)
     pipeline.generate(request_of(replay.bundle))
-    largest = max(replay.loader.activation_bytes.values())
     del pipeline
     gc.collect()
-    # Of all stages only the one block for activations is left, as large as the largest engine's.
-    assert replay.cuda.held == largest
+    cuda = replay.cuda
+    assert (cuda.held, replay.loader.open, len(cuda.graphs), len(cuda.events)) == (0, 0, 0, 0)
     assert replay.cuda.largest < sum(replay.loader.activation_bytes.values())
     loaded = replay.loader.loaded
-    stages = ["text_encoder/main", "transformer/main", "vae_decoder/first", "vae_decoder/next"]
+    stages = ["text_encoder/main", "transformer/main", "sampling/sum", "vae_decoder/first", "vae_decoder/next"]
     assert [name for name in dict.fromkeys(loaded) if name != "vae_encoder/image"] == stages
     assert ("vae_encoder/image" in loaded) == (replay.bundle.manifest.task == "i2v")
 
@@ -96,20 +97,54 @@ def test_guidance_runs_row_by_row_and_steps_are_replayed_from_a_graph(replay: Re
     pipeline = Pipeline(replay.bundle, EngineOptions(RTX))
     request = request_of(replay.bundle, steps=4)
     pipeline.sample(request)
-    # Of each row the first of four steps is run, the second recorded, and all from then on launched; and so of two texts.
-    assert replay.cuda.launches == 2 * 3 + 1
+    # Of each row the first of four steps is run, the second recorded, and all from then on launched.
+    transformer = replay.loader.engines[replay.loader.loaded.index("transformer/main")]
+    recorded = [graph for graph in replay.cuda.graphs.values() if graph[0][0] is transformer]
+    assert len(recorded) == 2 and replay.cuda.launches >= 2 * 3
 
 
 def test_what_no_step_changes_goes_to_the_device_once(replay: Replay) -> None:
-    """Four steps upload no more of a clip's constants than one does, and each step only latents and timesteps."""
-    pipeline, uploaded = Pipeline(replay.bundle, EngineOptions(RTX)), []
+    """Four steps upload no more of a clip's constants than one does, and each step only timesteps and coefficients: latents stay there, and
+    of each step a number comes back that says whether they are finite.
+    """
+    pipeline, moved = Pipeline(replay.bundle, EngineOptions(RTX)), []
     for steps in (1, 4):
         request = request_of(replay.bundle, steps=steps)
         pipeline.encode_prompt(request.prompt)
-        before = sum(replay.cuda.uploads)
-        latents = pipeline.sample(request)
-        uploaded.append(sum(replay.cuda.uploads) - before)
-    assert uploaded[1] - uploaded[0] == 3 * 2 * (latents.nbytes + 8)
+        before = sum(replay.cuda.uploads), sum(replay.cuda.copies)
+        pipeline.sample(request)
+        moved.append((sum(replay.cuda.uploads) - before[0], sum(replay.cuda.copies) - before[1]))
+    ups, downs = (after - before for before, after in zip(*moved, strict=True))
+    assert (ups, downs) == (3 * (2 * 8 + 8 * 4), 3 * 4)
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+@pytest.mark.parametrize("kinds", [None, "bbb-c-bb", "bb--b--b"])
+def test_latents_that_stay_there_are_the_hosts(
+    replay: Replay, scheduler: str, kinds: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By both schedulers, with every step computed and by a schedule whose last forecast misses, so that steps are taken again."""
+    request = replace(request_of(replay.bundle, steps=8), scheduler=scheduler, guidance=6.0)
+    if kinds is not None:
+        schedule = held_schedule(replay.bundle, kinds, request=request)
+        last = kinds.rindex("b")
+        request = replace(
+            request, schedule=replace(schedule, bounds=(*schedule.bounds[:last], 1e-6, *schedule.bounds[last + 1 :]))
+        )
+    found = Pipeline(replay.bundle, EngineOptions(RTX)).sample(request)
+    monkeypatch.setattr(TensorRtSession, "adder", lambda self, shape: None)
+    assert relative_l2(found, Pipeline(replay.bundle, EngineOptions(RTX)).sample(request)) < 1e-5
+    assert "sampling/sum" in replay.loader.loaded
+
+
+def test_a_bundle_that_was_built_before_adds_on_the_host(replay: Replay) -> None:
+    built = replay.bundle.manifest.engines[RTX]
+    records = [each for each in built["engines"] if each["component"] != "sampling"]
+    engines = {RTX: {**built, "engines": records}}
+    old = Bundle(replay.bundle.path, replace(replay.bundle.manifest, engines=engines))
+    found = Pipeline(old, EngineOptions(RTX)).sample(request_of(old))
+    assert "sampling/sum" not in replay.loader.loaded
+    assert relative_l2(found, Pipeline(replay.bundle, EngineOptions(RTX)).sample(request_of(old))) < 1e-5
 
 
 def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:

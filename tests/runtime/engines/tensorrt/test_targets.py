@@ -75,6 +75,7 @@ def test_formats_by_capability() -> None:
         (RECORD, L4, "1.7.1.116", None),
         (RECORD, Gpus((), "no NVIDIA driver (libcuda.so.1 is not there)"), "1.7.1.116", "no NVIDIA driver"),
         (RECORD, L4, "1.8.0", "built with tensorrt-rtx 1.7.1.116, and this is 1.8.0; install that version, or build"),
+        (RECORD, replace(L4, driver=12040), "1.7.1.116", r"driver knows CUDA 12.4, and cuda-bindings 13\S* needs 13.0; update"),
         (RECORD, Gpus(("A10",), "", ((8, 6),)), "1.7.1.116", r"built for sm89, sm120, and this GPU is a A10 \(sm86\)"),
         (RECORD, H100, "1.7.1.116", r"tensorrt-rtx 1.7.1.116 does not support NVIDIA H100 80GB HBM3 \(sm90\), only sm75, "),
         ({**RECORD, "targets": ["current"], "gpu": "NVIDIA L4 (sm89)"}, L4, "1.7.1.116", None),
