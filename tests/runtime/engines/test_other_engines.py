@@ -54,7 +54,7 @@ def test_a_toy_engine_renders_the_demo(environment: dict[str, str], demo_bundle:
 
 
 def test_it_is_in_every_list(environment: dict[str, str], demo_bundle: BundleMaker, tmp_path: Path) -> None:
-    assert "One of openvino, onnxruntime, tensorrt-rtx, tensorrt, toy" in " ".join(
+    assert "One of openvino, onnxruntime, onnxruntime-cuda, tensorrt-rtx, tensorrt, toy" in " ".join(
         reelquant(environment, "generate", "--help").stdout.split()
     )
     reports = json.loads(reelquant(environment, "doctor", "--json").stdout)["engines"]
