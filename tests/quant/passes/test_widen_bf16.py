@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -41,13 +42,14 @@ def test_the_values_are_bf16s_own(name: str, tmp_path: Path) -> None:
     ir.save(model, tmp_path / "graph.onnx")
     x = np.random.default_rng(0).standard_normal((1, 1, 3, 4), dtype=np.float32) / 2
     half = x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    wanted: NDArray[np.float32] = {
+    made: dict[str, NDArray[Any]] = {
         "Resize": half.repeat(2, 2).repeat(2, 3),
         "Pad": np.pad(half, ((0, 0), (0, 0), (1, 0), (0, 2))),
         "QDQ": np.clip(np.rint(half * 128), -128, 127) / 128,
-    }[name]
+    }
+    wanted = made[name].astype(ml_dtypes.bfloat16).astype(np.float32)
     found = open_onnx("onnxruntime", tmp_path / "graph.onnx").run({"x": x})["y"]
-    assert np.array_equal(found, wanted.astype(ml_dtypes.bfloat16).astype(np.float32))
+    assert np.array_equal(found, wanted)
 
 
 def test_a_result_keeps_its_name() -> None:

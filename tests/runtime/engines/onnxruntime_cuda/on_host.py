@@ -29,5 +29,7 @@ def cuda_on_host() -> Iterator[OnnxRuntimeCuda]:
         registry.get_engine.cache_clear()
         engine = registry.get_engine(ENGINE)
         assert isinstance(engine, OnnxRuntimeCuda)
-        yield engine
-    registry.get_engine.cache_clear()
+        try:
+            yield engine
+        finally:
+            registry.get_engine.cache_clear()

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -129,9 +130,8 @@ def test_what_cuda_lacks_is_refused_before_anything_is_written(tiny_bundle: Tiny
     bundle = copied(tiny_bundle("t2v"), tmp_path / "bundle")
     graph = bundle.graph("transformer", "main")
     model = load_graph(graph)
-    square = ir.val(
-        "square", ir.DataType.BFLOAT16, ir.Shape([2, 2]), const_value=ir.tensor(np.eye(2), ir.DataType.BFLOAT16)
-    )
+    eye = ir.tensor(np.eye(2).astype(ml_dtypes.bfloat16))
+    square = ir.val("square", ir.DataType.BFLOAT16, ir.Shape([2, 2]), const_value=eye)
     model.graph.register_initializer(square)
     node = ir.node("Det", [square])
     node.outputs[0].dtype = ir.DataType.BFLOAT16
