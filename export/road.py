@@ -23,6 +23,7 @@ from reelquant.quant.rotate_bundle import rotate_bundle
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.bundle.support import BASES
+from reelquant.runtime.engines.engine import REFERENCE_ENGINE
 from reelquant.runtime.engines.options import BuildSpec
 from reelquant.runtime.engines.registry import DEFAULT_ENGINE, get_engine
 from reelquant.runtime.errors import BadInput, BundleError
@@ -113,7 +114,8 @@ def export_checkpoint(
         AccuracyError: a graph differs from torch.
         MissingExtra: the engine's package is not installed.
     """
-    get_engine(plan.engine).version()  # a missing package is reported before the work, not after it
+    for engine in (plan.engine, REFERENCE_ENGINE):  # a missing package is reported before the work, not after it
+        get_engine(engine).version()
     recipe = _recipe(plan.precision)
     data = CalibrationData.load(plan.data) if recipe else None
     check_free(out, replace)

@@ -16,6 +16,7 @@ from reelquant.runtime.bundle import Bundle
 ROOT = Path(__file__).parents[1]
 CHECKPOINTS = ROOT / "demo" / "checkpoints"
 BUILD = ROOT / "build" / "tests"
+CPU_ENGINES = ("openvino", "onnxruntime")  # which run any ONNX file on any machine
 EVERY_CORE = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 # Engines that tests build are kept here, and the user's own cache is left alone; commands that tests start inherit it.
 os.environ["REELQUANT_CACHE"] = str(BUILD / "cache")

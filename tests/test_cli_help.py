@@ -29,12 +29,16 @@ def test_the_version(capfd: pytest.CaptureFixture[str]) -> None:
 def test_every_command_explains_its_options(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     ran = run(capfd, name, "--help")
     assert (ran.code, ran.err) == (0, "")
-    said = " ".join(ran.out.split())
+    said = re.sub("- ", "-", " ".join(ran.out.split()))  # lines break after hyphens too
     command = cli.get_command(click.Context(cli), name)
-    assert command is not None and command.help and " ".join(command.help.split()) in said
+    assert command is not None and command.help and re.sub("- ", "-", " ".join(command.help.split())) in said
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            assert parameter.help and parameter.opts[-1] in said and " ".join(parameter.help.split()) in said
+            assert (
+                parameter.help
+                and parameter.opts[-1] in said
+                and re.sub("- ", "-", " ".join(parameter.help.split())) in said
+            )
         else:
             assert str(parameter.name).upper() in ran.out.splitlines()[0]
 

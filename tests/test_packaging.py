@@ -56,7 +56,7 @@ def test_the_base_install_is_lean(project: dict[str, Any]) -> None:
         "export",
         "openvino",
         "onnxruntime",
-        "onnxruntime-gpu",
+        "onnxruntime-cuda",
         "tensorrt",
         "tensorrt-rtx",
         "sign",
@@ -82,7 +82,13 @@ def test_the_wheel(tmp_path: Path) -> None:
         names = set(archive.namelist())
         facts = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
         brought = archive.read(next(name for name in names if name.endswith(".dist-info/top_level.txt"))).decode()
-    data = ["quant/recipes/*.toml", "calib_data/*.md", "calib_data/*/prompts.txt", "calib_data/*/images/*"]
+    data = [
+        "quant/lint/*.json",
+        "quant/recipes/*.toml",
+        "calib_data/*.md",
+        "calib_data/*/prompts.txt",
+        "calib_data/*/images/*",
+    ]
     data += [f"{folder}/{pattern}" for folder in FOLDERS for pattern in ("py.typed", "**/*.py")]
     assert all(any(ROOT.glob(pattern)) for pattern in data)
     wanted = [file for pattern in data for file in ROOT.glob(pattern)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
-from typing import Any
+import shutil
 
 import numpy as np
 
 from benchmarks.first_hour.measures import PROMPT, STEPS, Facts, gpu_bytes_used, spread
+from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.relative_l2 import relative_l2
+
+ORT = "onnxruntime-cuda"
 
 
 def port(arguments: argparse.Namespace) -> Facts:
@@ -63,34 +64,40 @@ def reference(arguments: argparse.Namespace) -> Facts:
 
 
 def ort_open(arguments: argparse.Namespace) -> Facts:
-    """Which providers a session of ours has, and which nodes of the demo's transformer fall to the CPU."""
+    """What the engine says of itself, and where ONNX Runtime puts the nodes of every graph of the demo, as the engine opens it."""
     import onnxruntime
 
-    from reelquant.runtime.bundle import Bundle
-    from reelquant.runtime.engines.registry import get_engine, open_onnx
+    from reelquant.runtime.engines.onnxruntime_cuda.starts import load_libraries, providers
+    from reelquant.runtime.engines.registry import get_engine
 
-    bundle = Bundle.open(arguments.bundles / "demo-t2v-fp32")
-    found: Facts = {"devices": get_engine("onnxruntime").report().devices}
-    plan: Any = open_onnx("onnxruntime", bundle.graph("transformer", "main"))
-    found["providers"] = plan._session.get_providers()
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling = True
-    options.profile_file_prefix = str(arguments.out.with_suffix(""))
-    session = onnxruntime.InferenceSession(
-        str(bundle.graph("transformer", "main")), options, providers=found["providers"]
-    )
-    from reelquant.runtime.tune.timing import step_feeds
-
-    feeds = step_feeds(bundle)
-    session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})
-    events = json.loads(Path(session.end_profiling()).read_text())
-    nodes: dict[str, dict[str, int]] = {}
-    for event in events:
-        arguments_of = event.get("args", {})
-        if event.get("cat") == "Node" and "provider" in arguments_of:
-            counted = nodes.setdefault(arguments_of["provider"], {})
-            counted[arguments_of["op_name"]] = counted.get(arguments_of["op_name"], 0) + 1
+    engine = get_engine(ORT)
+    report = engine.report()
+    found: Facts = {"devices": report.devices, "reason": report.reason, "missing": load_libraries(onnxruntime)}
+    built = cuda_bundle(arguments, "fp32")
+    nodes: dict[str, dict[str, dict[str, int]]] = {}
+    for component, name in built.manifest.graphs():
+        own, made = built.graph(component, name), built.manifest.engines[ORT]["graphs"].get(f"{component}/{name}")
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(own.parent))
+        graph = (built.path / made["file"] if made else own).read_bytes()
+        session = onnxruntime.InferenceSession(graph, options, providers=providers(0), enable_fallback=0)
+        for part in session.get_provider_graph_assignment_info():
+            for node in part.get_nodes():
+                counted = nodes.setdefault(f"{component}/{name}", {}).setdefault(part.ep_name, {})
+                counted[node.op_type] = counted.get(node.op_type, 0) + 1
     return {**found, "nodes": nodes}
+
+
+def cuda_bundle(arguments: argparse.Namespace, precision: str) -> Bundle:
+    """A copy of the demo's bundle beside ``--out``, with attention as one node."""
+    from reelquant.runtime.engines.options import BuildSpec
+    from reelquant.runtime.engines.registry import get_engine
+
+    folder = arguments.out.parent / f"cuda-{precision}"
+    if not folder.exists():
+        shutil.copytree(arguments.bundles / f"demo-t2v-{precision}", folder)
+    return get_engine(ORT).build(Bundle.open(folder), BuildSpec())
 
 
 def ort_clip(arguments: argparse.Namespace) -> Facts:
@@ -102,9 +109,9 @@ def ort_clip(arguments: argparse.Namespace) -> Facts:
         wanted, frames = kept["latents"], kept["frames"]
     found: Facts = {}
     for precision in arguments.precisions:
-        pipeline = load_pipeline(arguments.bundles / f"demo-t2v-{precision}", "onnxruntime")
         request = Request(PROMPT, seed=3, steps=STEPS)
         try:
+            pipeline = load_pipeline(cuda_bundle(arguments, precision).path, ORT)
             latents = pipeline.sample(request)
             taken = []
             for _ in range(5):
@@ -129,7 +136,6 @@ def ort_clip(arguments: argparse.Namespace) -> Facts:
 
 def rtx(arguments: argparse.Namespace) -> Facts:
     """What TensorRT-RTX says of this GPU, and a build for it."""
-    from reelquant.runtime.bundle import Bundle
     from reelquant.runtime.engines.options import BuildSpec
     from reelquant.runtime.engines.tensorrt.flavor import RTX
     from reelquant.runtime.engines.tensorrt.stage import build_engines

@@ -30,9 +30,9 @@ def doctor(bundle: Path | None, as_json: bool) -> None:
     click.echo(f"GPU: {', '.join(found.names) or found.reason}")
     for report in reports:
         state = "ready" if report.usable else "no"
-        click.echo(f"{report.engine:13} {state:6} {report.version or '':12} {report.devices or report.reason}")
+        click.echo(f"{report.engine:16} {state:6} {report.version or '':12} {report.devices or report.reason}")
         if report.remedy:
-            click.echo(f"{'':13} {'':6} {'':12} → {report.remedy}")
+            click.echo(f"{'':16} {'':6} {'':12} → {report.remedy}")
     for engine, made in precisions(reports).items():
         click.echo(f"on this CPU, with {engine}:")
         for note in made:

@@ -23,7 +23,7 @@ class OnnxEngine(Engine):
 
     def refuses(self, manifest: Manifest) -> str | None:
         """Formats that no CPU computes, and bf16, which NumPy, which hands values over, does not have."""
-        return self._no_bf16() if manifest.base == "bf16" else _not_here(manifest.formats)
+        return self._no_bf16() if manifest.base == "bf16" else not_here(manifest.formats)
 
     def check_build(self, spec: BuildSpec, formats: Mapping[str, Support] = MappingProxyType({})) -> None:
         if replace(spec, threads=None, tiled=False) != BuildSpec():
@@ -31,7 +31,7 @@ class OnnxEngine(Engine):
                 "--clip, --dynamic, --gpu, --level and --cache are for engines that are built ahead, TensorRT's; "
                 f"{self.name} compiles when it loads a graph"
             )
-        if reason := _not_here(formats):
+        if reason := not_here(formats):
             raise BadInput(f"{self.name} cannot run it: {reason}")
         if "bf16" in formats:
             raise BadInput(f"{self.name} cannot run it: {self._no_bf16()}")
@@ -87,8 +87,8 @@ class OnnxEngine(Engine):
             raise BadInput(f"{self.name} computes on the CPU here; --device {options.device} is for engines on a GPU")
 
 
-def _not_here(formats: Mapping[str, Support]) -> str | None:
-    """Which format no engine on a CPU computes, as what follows a colon; None where there is none."""
+def not_here(formats: Mapping[str, Support]) -> str | None:
+    """Which format no engine that runs ONNX files computes, as what follows a colon; None where there is none."""
     lacking = next((name for name, support in formats.items() if not support.cpu), None)
     return (
         f"it computes in {lacking.upper()}, which TensorRT alone takes; use --engine tensorrt-rtx" if lacking else None

@@ -1,8 +1,7 @@
-"""ONNX Runtime: the reference executor, for parity, for calibration, and wherever OpenVINO is not."""
+"""ONNX Runtime on the CPU: the reference executor, for parity, for calibration, and wherever OpenVINO is not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,14 +14,14 @@ from reelquant.runtime.engines.onnx_engine import OnnxEngine
 from reelquant.runtime.engines.options import EngineOptions
 from reelquant.runtime.engines.precision_notes import Note, cpu_notes
 from reelquant.runtime.engines.session import Array, Feeds, HostSession, Session
-from reelquant.runtime.errors import BadInput, BundleError, EngineError
+from reelquant.runtime.errors import BundleError
 from reelquant.runtime.machine.cpu_units import has_int8_units, is_arm, threads_to_start
 from reelquant.runtime.machine.gpus import gpus
 from reelquant.runtime.machine.memory import give_back_at_once
 
 
 class OnnxRuntime(OnnxEngine):
-    """The engine: on the first GPU, or the one that is named, where there is one and this build has CUDA, else on the CPU."""
+    """The engine: on the CPU, whatever this build of ONNX Runtime could use besides (:mod:`reelquant.runtime.engines.onnxruntime_cuda`)."""
 
     name = package = "onnxruntime"
     memory = EngineMemory(
@@ -33,21 +32,17 @@ class OnnxRuntime(OnnxEngine):
     )
 
     def inspect(self, module: ModuleType) -> EngineReport:
-        version, cuda = str(module.__version__), "CUDAExecutionProvider" in module.get_available_providers()
-        found = gpus()
-        devices = f"CUDA ({', '.join(found.names)}), CPU" if cuda and found.names else "CPU"
-        if found.names and not cuda:
-            reason = "built for CPUs alone: it leaves the GPU unused"
-            return EngineReport(self.name, True, version, devices, reason, self.remedy("onnxruntime-gpu"))
-        reason = f"built for CUDA, but {found.reason}: it runs on the CPU" if cuda and not found.names else ""
-        return EngineReport(self.name, True, version, devices, reason, "")
-
-    def on_cpu(self) -> bool:
-        """Whether it runs graphs on the CPU: this build has no CUDA, or there is no GPU."""
-        return "CUDAExecutionProvider" not in self.module().get_available_providers() or not gpus().names
+        version, found = str(module.__version__), gpus()
+        if not found.names:
+            return EngineReport(self.name, True, version, "CPU", "", "")
+        there = "CUDAExecutionProvider" in module.get_available_providers()
+        remedy = "run with --engine onnxruntime-cuda" if there else f"on the GPU: {self.remedy('onnxruntime-cuda')}"
+        return EngineReport(
+            self.name, True, version, "CPU", "it computes on the CPU alone and leaves the GPU unused", remedy
+        )
 
     def precision_notes(self) -> tuple[Note, ...]:
-        return cpu_notes(has_int8_units(), saved="disk, not time or memory") if self.on_cpu() else ()
+        return cpu_notes(has_int8_units(), saved="disk, not time or memory")
 
     def open_onnx(self, graph: Path, options: EngineOptions, lean: bool = False) -> Session:
         """Open an ONNX file.
@@ -57,43 +52,41 @@ class OnnxRuntime(OnnxEngine):
 
         Raises:
             MissingExtra: onnxruntime is not installed.
-            BadInput: there is no GPU of this number.
+            BadInput: ``options`` name a GPU.
             BundleError: ONNX Runtime refuses the graph.
-            EngineError: CUDA does not start.
         """
-        ort, on_cpu = self.module(), self.on_cpu()
-        if on_cpu:
-            self.refuse_device(options)
-        elif options.device >= len(gpus().names):
-            raise BadInput(
-                f"there is no GPU {options.device} here, only {', '.join(gpus().names)}; see: reelquant doctor"
-            )
-        chosen = ort.SessionOptions()
-        chosen.log_severity_level = 3
-        # The graph says its own numerics: by default, what is fed to linears with INT8 weights would be quantized too.
-        chosen.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        self.refuse_device(options)
+        ort = self.module()
+        chosen = new_options(ort, options)
         if lean:
             chosen.add_session_config_entry("session.disable_prepacking", "1")
             chosen.enable_cpu_mem_arena = chosen.enable_mem_pattern = False
             give_back_at_once()
-        chosen.intra_op_num_threads = options.cpu_threads() or threads_to_start() or 0
-        for entry, value in _int8_entries(graph).items() if on_cpu else ():
+        for entry, value in _int8_entries(graph).items():
             chosen.add_session_config_entry(entry, value)
-        if _has_fp8(graph) and on_cpu:
-            # On the CPU a fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
+        if _has_fp8(graph):
+            # A fusion of FP8 Q/DQ makes a graph that its own checker refuses (seen with 1.31).
             chosen.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        providers: list[Any] = ["CPUExecutionProvider"]
-        if not on_cpu:
-            ort.preload_dlls()  # CUDA's libraries from their pip packages, which it does not find by itself
-            # By default it would compute float32 graphs in TF32, which has fp16's 10 bits of mantissa.
-            providers.insert(0, ("CUDAExecutionProvider", {"use_tf32": 0, "device_id": options.device}))
         try:
-            # No fallback: where CUDA fails to start, it would run on the CPU without a word.
-            session = ort.InferenceSession(str(graph), chosen, providers=providers, enable_fallback=0)
+            session = ort.InferenceSession(str(graph), chosen, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exception classes share no public base but Exception
-            raise BundleError(f"ONNX Runtime {self.version()} cannot load {graph}: {error}") from error
-        check_provider(session.get_providers(), providers, self.version())
+            raise cannot_load(self.version(), graph, error) from error
         return _OnnxRuntimeSession(session, graph)
+
+
+def new_options(ort: ModuleType, options: EngineOptions) -> Any:
+    """Options of a session, whatever it computes on: as many threads as are asked for, and numbers as the graph says."""
+    chosen = ort.SessionOptions()
+    chosen.log_severity_level = 3
+    # By default, what is fed to linears with INT8 weights would be quantized too.
+    chosen.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    chosen.intra_op_num_threads = options.cpu_threads() or threads_to_start() or 0
+    return chosen
+
+
+def cannot_load(version: str, graph: Path, error: Exception) -> BundleError:
+    """What a user is told when ONNX Runtime refuses ``graph``."""
+    return BundleError(f"ONNX Runtime {version} cannot load {graph}: {error}")
 
 
 class _OnnxRuntimeSession(HostSession):
@@ -123,20 +116,6 @@ class _OnnxRuntimeSession(HostSession):
         self._session.run_with_iobinding(binding)
         results = zip(self.outputs, binding.get_outputs(), strict=True)
         return [into[name] if name in into else value.numpy() for name, value in results]
-
-
-def check_provider(started: Sequence[str], wanted: Sequence[Any], version: str) -> None:
-    """See that a session has the provider that was asked for first.
-
-    Raises:
-        EngineError: it has not, and would run on the CPU.
-    """
-    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
-    if first not in started:
-        raise EngineError(
-            f"ONNX Runtime {version} has CUDA and cannot start it: its libraries are missing or are of another CUDA; install "
-            "them with: pip install 'reelquant[onnxruntime-gpu]', or hide the GPU to run on the CPU: CUDA_VISIBLE_DEVICES="
-        )
 
 
 def _int8_entries(graph: Path) -> dict[str, str]:

@@ -24,6 +24,7 @@ _OWN = {
     for name, where in {
         "openvino": "openvino.engine:OpenVino",
         "onnxruntime": "onnxruntime:OnnxRuntime",
+        "onnxruntime-cuda": "onnxruntime_cuda.engine:OnnxRuntimeCuda",
         "tensorrt-rtx": "tensorrt.engine:rtx",
         "tensorrt": "tensorrt.engine:standard",
     }.items()

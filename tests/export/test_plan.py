@@ -15,10 +15,9 @@ from reelquant.export import plan as plans
 from reelquant.export.checkpoint import Checkpoint
 from reelquant.export.plan import Choices, make_plan, nearest_fit
 from reelquant.export.sampling import AS_TRAINED
-from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.sizes import Size
 from tests.command_line import run
-from tests.conftest import CHECKPOINTS, BundleMaker
+from tests.conftest import CHECKPOINTS, CPU_ENGINES, BundleMaker
 
 # One network alone in memory, within 15 % of what was measured.
 WITHIN = 0.15
@@ -108,7 +107,7 @@ DEPTHS = [1, pytest.param(3, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("engine", onnx_engines())
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_planned_memory_is_measured_memory(
     engine: str, depth: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

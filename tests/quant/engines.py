@@ -10,9 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.engines.registry import onnx_engines, open_onnx
+from reelquant.runtime.engines.registry import open_onnx
+from tests.conftest import CPU_ENGINES
 
-EACH_ENGINE = pytest.mark.parametrize("engine", onnx_engines())
+EACH_ENGINE = pytest.mark.parametrize("engine", CPU_ENGINES)
 
 
 def run(model: ir.Model, engine: str, fed: dict[str, NDArray[Any]], folder: Path) -> dict[str, NDArray[Any]]:

@@ -22,13 +22,13 @@ from demo.fidelity import psnr
 from reelquant.export.trace_bundle import trace_bundle
 from reelquant.runtime.bundle import Bundle, list_files, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.media.images import from_model
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.relative_l2 import relative_l2
 from reelquant.runtime.request import Request
 from reelquant.runtime.sizes import Size
+from tests.conftest import CPU_ENGINES
 from tests.road.against_diffusers import PROMPT, STEPS, TOLERANCE, Case, difference
 
 # The trained size and another, wherever the variant allows one; learned positions hold for 49 frames alone.
@@ -169,7 +169,7 @@ def test_tiled_encode_is_diffusers_tiled_encode(frames: int, size: tuple[int, in
 @pytest.mark.parametrize(
     "size", [Size(25, 240, 360), pytest.param(Size(25, 480, 720), marks=pytest.mark.slow)], ids=str
 )
-@pytest.mark.parametrize("engine", onnx_engines())
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_later_chunks_take_no_more_memory_than_the_first(engine: str, size: Size, made: Any) -> None:
     peaks = measured(made("cogvideox-2b")[1].path, "vae_decoder", engine, size)
     assert len(peaks) == 3 and max(peaks) <= 1.05 * peaks[0], peaks

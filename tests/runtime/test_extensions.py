@@ -12,19 +12,19 @@ import pytest
 from reelquant.runtime import models
 from reelquant.runtime.bundle import Bundle, write_manifest
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.engines.registry import onnx_engines, open_onnx
+from reelquant.runtime.engines.registry import open_onnx
 from reelquant.runtime.errors import BundleError
 from reelquant.runtime.media.video import Clip
 from reelquant.runtime.pipeline import Pipeline
 from reelquant.runtime.request import Request
-from tests.conftest import BundleMaker, TinyBundleMaker
+from tests.conftest import CPU_ENGINES, BundleMaker, TinyBundleMaker
 from tests.toys.step_reuse import EverySecondStep
 from tests.toys.toy_family import Toy
 
 REQUEST = Request("a red circle moves right on a white background", seed=3, steps=10)
 
 
-@pytest.mark.parametrize("engine", onnx_engines())
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_whole_steps_are_reused(engine: str, demo_bundle: BundleMaker) -> None:
     bundle = demo_bundle("t2v", "fp32")
     whole = Pipeline(bundle, EngineOptions(engine))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from threading import local
 from typing import Any, Protocol
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from reelquant.runtime.errors import EngineError, MissingExtra
+from reelquant.runtime.machine.gpus import in_order_of_nvidia_smi
 
 Array = NDArray[Any]
 _LESS = "close what else uses the GPU, or take a smaller size, fewer frames, --tiled, or a bundle with smaller weights"
@@ -184,8 +184,3 @@ class CudaRuntime:
             free, total = self.memory()
             return f" ({free / 1e9:.2f} of {total / 1e9:.2f} GB are free)"
         return ""
-
-
-def in_order_of_nvidia_smi() -> None:
-    """Let CUDA number GPUs as nvidia-smi does; by itself it begins with the fastest. Of use before CUDA starts in this process."""
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")

@@ -12,14 +12,13 @@ import onnx_ir as ir
 import pytest
 
 from reelquant.runtime import errors
-from reelquant.runtime.engines.onnxruntime import check_provider
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.engines.registry import get_engine, onnx_engines, open_onnx
+from reelquant.runtime.engines.registry import get_engine, open_onnx
 from reelquant.runtime.engines.session import Array
 from reelquant.runtime.errors import BadInput, BundleError, EngineError
-from tests.conftest import EVERY_CORE, TinyBundleMaker
+from tests.conftest import CPU_ENGINES, EVERY_CORE, TinyBundleMaker
 
-EACH_ENGINE = pytest.mark.parametrize("engine", onnx_engines())
+EACH_ENGINE = pytest.mark.parametrize("engine", CPU_ENGINES)
 # No-ops around each name that matters, and an input that nothing reads.
 GRAPH = """<ir_version: 10, opset_import: ["" : 21]>
 names (float[n, 3] "cache.in", float[n, 3] x, int64[1] unused) => (float[n, 3] y, float[n, 3] "next_cache.in") {
@@ -118,19 +117,12 @@ def test_build_refuses_what_cannot_be_loaded(engine: str, graph: Path) -> None:
 
 
 def test_an_unknown_engine() -> None:
-    with pytest.raises(BadInput, match="unknown engine 'torch'; one of openvino, onnxruntime, tensorrt-rtx, tensorrt"):
+    with pytest.raises(
+        BadInput, match="unknown engine 'torch'; one of openvino, onnxruntime, onnxruntime-cuda, tensorrt-rtx"
+    ):
         open_onnx("torch", Path("x"))
     with pytest.raises(BadInput, match="tensorrt-rtx runs no ONNX files"):
         open_onnx("tensorrt-rtx", Path("x"))
-
-
-def test_onnxruntime_never_falls_back_to_the_cpu() -> None:
-    """It would run there, many times slower, when CUDA's libraries are missing."""
-    cuda = [("CUDAExecutionProvider", {"device_id": 0}), "CPUExecutionProvider"]
-    check_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], cuda, "1.31")
-    check_provider(["CPUExecutionProvider"], ["CPUExecutionProvider"], "1.31")
-    with pytest.raises(EngineError, match=r"has CUDA and cannot start it.*reelquant\[onnxruntime-gpu\]"):
-        check_provider(["CPUExecutionProvider"], cuda, "1.31")
 
 
 def test_threads_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

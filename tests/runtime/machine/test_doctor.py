@@ -12,6 +12,9 @@ import pytest
 
 from reelquant.runtime.engines import onnxruntime as onnxruntime_engine
 from reelquant.runtime.engines.engine import EngineReport
+from reelquant.runtime.engines.onnxruntime_cuda import engine as cuda_engine
+from reelquant.runtime.engines.onnxruntime_cuda import starts
+from reelquant.runtime.engines.registry import get_engine
 from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
 from reelquant.runtime.machine import cpu_units, doctor
 from reelquant.runtime.machine.doctor import diagnose, machine
@@ -25,7 +28,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> Callable[..., EngineReport]:
     """Diagnose one engine on a machine with the given GPUs and modules (None: not installed)."""
 
     def of(engine: str, found: Gpus = NONE, **modules: Any) -> EngineReport:
-        for module in (onnxruntime_engine, tensorrt_engine):
+        for module in (onnxruntime_engine, cuda_engine, starts, tensorrt_engine):
             monkeypatch.setattr(module, "gpus", lambda: found)
         for name, package in modules.items():
             monkeypatch.setitem(sys.modules, name.replace("__", "."), package)
@@ -43,7 +46,7 @@ def package(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, code: str)
 
 def test_every_engine_is_reported_once_and_says_what_to_do() -> None:
     reports = diagnose()
-    assert [r.engine for r in reports] == ["openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"]
+    assert [r.engine for r in reports] == ["openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"]
     for r in reports:
         assert (r.version and r.devices) if r.usable else (r.reason and r.remedy)
 
@@ -55,15 +58,15 @@ def test_installed_cpu_engines_are_usable(engine: str) -> None:
     assert found.usable and "CPU" in found.devices and module.__version__.startswith(found.version)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"])
 def test_missing_package_names_its_extra(report: Callable[..., EngineReport], engine: str) -> None:
-    name = engine.replace("-", "_")
+    name = get_engine(engine).package
     assert report(engine, **{name: None}) == EngineReport(
         engine, False, None, "", f"{name} is not installed", f"pip install 'reelquant[{engine}]'"
     )
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "tensorrt-rtx", "tensorrt"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "onnxruntime-cuda", "tensorrt-rtx", "tensorrt"])
 @pytest.mark.parametrize(("code", "reason"), [
     ("raise OSError('libtbb.so.12: cannot open\\n  shared object file')", "libtbb.so.12: cannot open shared object file"),
     ("raise ImportError('DLL load failed')", "DLL load failed"),
@@ -74,7 +77,7 @@ def test_missing_package_names_its_extra(report: Callable[..., EngineReport], en
 def test_broken_package_is_a_reason_not_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, code: str, reason: str
 ) -> None:
-    name = engine.replace("-", "_")
+    name = get_engine(engine).package
     package(monkeypatch, tmp_path, name, code)
     found = next(r for r in diagnose() if r.engine == engine)
     sys.modules.pop(name, None)  # monkeypatch would put the broken one back
@@ -113,25 +116,28 @@ def test_tensorrt_rtx_on_a_gpu_that_it_does_not_support(report: Callable[..., En
     assert not found.usable and "does not support NVIDIA H100 (sm90), only sm75" in found.reason
 
 
-@pytest.mark.parametrize(("found", "cuda", "devices", "reason"), [
-    (NONE, False, "CPU", ""),
-    (ONE, False, "CPU", "built for CPUs alone: it leaves the GPU unused"),
-    (ONE, True, "CUDA (NVIDIA L4), CPU", ""),
-    (NONE, True, "CPU", f"built for CUDA, but {NONE.reason}: it runs on the CPU"),
+@pytest.mark.parametrize(("found", "cuda", "remedy"), [
+    (NONE, False, ""),
+    (NONE, True, ""),
+    (ONE, False, "on the GPU: pip install 'reelquant[onnxruntime-cuda]'"),
+    (ONE, True, "run with --engine onnxruntime-cuda"),
 ])  # fmt: skip
-def test_onnxruntime_devices(
-    report: Callable[..., EngineReport], found: Gpus, cuda: bool, devices: str, reason: str
+def test_onnxruntime_is_for_the_cpu_and_says_where_a_gpu_is_left(
+    report: Callable[..., EngineReport], found: Gpus, cuda: bool, remedy: str
 ) -> None:
     providers = ["CUDAExecutionProvider"] * cuda + ["AzureExecutionProvider", "CPUExecutionProvider"]
     module = SimpleNamespace(__version__="1.31", get_available_providers=lambda: providers)
+    reason = "it computes on the CPU alone and leaves the GPU unused" if remedy else ""
     assert report("onnxruntime", found, onnxruntime=module) == EngineReport(
-        "onnxruntime",
-        True,
-        "1.31",
-        devices,
-        reason,
-        "pip install 'reelquant[onnxruntime-gpu]'" if found == ONE and not cuda else "",
+        "onnxruntime", True, "1.31", "CPU", reason, remedy
     )
+
+
+def test_onnxruntime_cuda_says_what_it_lacks(report: Callable[..., EngineReport]) -> None:
+    """Of the package for CPUs alone; the build with CUDA is tried in tests/runtime/engines/onnxruntime_cuda/test_wheel.py."""
+    found = report("onnxruntime-cuda", ONE)
+    assert not found.usable and found.reason == "this build of onnxruntime is for CPUs alone"
+    assert found.remedy == "pip uninstall onnxruntime && pip install --force-reinstall 'reelquant[onnxruntime-cuda]'"
 
 
 def test_openvino_without_its_cpu_plugin(report: Callable[..., EngineReport]) -> None:

@@ -10,12 +10,11 @@ import torch
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.engines.onnxruntime import OnnxRuntime
 from reelquant.runtime.engines.options import EngineOptions
-from reelquant.runtime.engines.registry import onnx_engines
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.models.cogvideox import vae as vae_streams
 from reelquant.runtime.models.cogvideox.vae import VaeDecoder, VaeEncoder
 from reelquant.runtime.relative_l2 import relative_l2
-from tests.conftest import CHECKPOINTS, BundleMaker
+from tests.conftest import CHECKPOINTS, CPU_ENGINES, BundleMaker
 
 TOLERANCE = 1e-4
 
@@ -25,7 +24,7 @@ def vae() -> diffusers.AutoencoderKLCogVideoX:
     return diffusers.AutoencoderKLCogVideoX.from_pretrained(CHECKPOINTS / "t2v" / "vae", torch_dtype=torch.float32)
 
 
-@pytest.mark.parametrize("engine", onnx_engines())
+@pytest.mark.parametrize("engine", CPU_ENGINES)
 @pytest.mark.parametrize(("frames", "height", "width"), [(9, 32, 48), (17, 48, 32), (25, 32, 32)])
 def test_streamed_decode_and_encode_are_the_whole_clips(
     engine: str,
