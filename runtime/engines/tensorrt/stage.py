@@ -29,7 +29,7 @@ from reelquant.runtime.models import model_of
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
 
-_ROUND = 3  # of this code: raised when the same inputs would give another engine, or other evidence
+_ROUND = 4  # of this code: raised when the same inputs would give another engine, or other evidence
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ def build_engines(bundle: Bundle, flavor: Flavor, spec: BuildSpec, progress: Pro
                 "profile": job.profile.as_json(),
                 "cache_inputs": job.cache_inputs,
                 "inputs": entry.facts["inputs"],
+                "tensor_bytes": entry.facts["tensor_bytes"],
                 "evidence": entry.facts["evidence"],
                 "from_cache": was_there,
             }
@@ -192,7 +193,8 @@ def _build(
     built = build_engine(flavor, graph, job.profile, spec, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))
-    return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
+    facts = {"inputs": built.inputs, "tensor_bytes": built.tensor_bytes, "evidence": evidence.as_json()}
+    return built.engine, facts
 
 
 def scores_bytes(manifest: Manifest, job: Job) -> int:
