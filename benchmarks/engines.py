@@ -95,7 +95,13 @@ def build(path: str, clip: str, gpus: str, tiled: bool, cache: str) -> list[dict
     build_engines(built, RTX, spec)
     again = round(time.monotonic() - began, 3)
     return [
-        {"graph": f"{each['component']}/{each['graph']}", **each["evidence"], "again_seconds": again}
+        {
+            "graph": f"{each['component']}/{each['graph']}",
+            "profile": each["profile"],
+            "tensor_bytes": each["tensor_bytes"],
+            **each["evidence"],
+            "again_seconds": again,
+        }
         for each in built.manifest.engines[RTX.engine]["engines"]
         if each["component"] in built.manifest.components
     ]

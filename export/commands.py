@@ -27,8 +27,6 @@ from reelquant.runtime.commands.options import (
     timesteps_option,
 )
 from reelquant.runtime.engines.options import BuildSpec
-from reelquant.runtime.engines.registry import get_engine
-from reelquant.runtime.errors import BadInput
 from reelquant.runtime.models.cogvideox.schedulers import NAMES
 from reelquant.runtime.progress import Progress
 from reelquant.runtime.request import MAX_STEPS
@@ -130,14 +128,10 @@ def export(
 def _print_plan(source: str, out: Path, plan: ExportPlan, as_json: bool) -> None:
     checkpoint = Checkpoint.open(source, plan.loras)
     checkpoint.check_content()
-    if get_engine(plan.engine).memory is None or chosen_base(checkpoint, plan) != "fp32":
-        raise BadInput(
-            "--plan counts what fp32 bundles and their int8 and fp8 take on a CPU; for TensorRT, export first, and then: "
-            "reelquant build BUNDLE --plan"
-        )
+    base = chosen_base(checkpoint, plan)
     defaults = plan.sampling.defaults(checkpoint, plan.size)
     calibration = plan.calibration.wanted_size(defaults, checkpoint.model)
-    choices = Choices(defaults.size, plan.precision, stored_text(plan), plan.engine, plan.spec.tiled, calibration)
+    choices = Choices(defaults.size, plan.precision, stored_text(plan), plan.engine, plan.spec.tiled, calibration, base)
     needs = make_plan(checkpoint, defaults, choices)
     if as_json:
         print_json(needs.as_json())

@@ -39,13 +39,14 @@ Found = TypeVar("Found")
 class Footprint:
     """Of one run in float32. ``live``: the most bytes that its results hold at once, computed one operation at a time;
     ``scores``: bytes of one layer's attention scores, which are not in ``live``; ``caches``: of the causal caches that
-    it returns, which are.
+    it returns, which are; ``attention``: of the FLOPs, those of attentions' products.
     """
 
     flops: float
     live: int
     scores: int = 0
     caches: int = 0
+    attention: float = 0.0
 
 
 def _once(function: Callable[Asked, Found]) -> Callable[Asked, Found]:
@@ -73,7 +74,7 @@ def transformer_footprint(config: Config, text_tokens: int, shape: tuple[int, ..
         inputs = transformer_inputs(config, Sample(batch, frames, height, width))
         flops, live = _by_depth(config, partial(_transformer, config), inputs)
     attention = 4.0 * batch * tokens**2 * heads * depth * config["num_layers"]
-    return Footprint(flops + attention, live, scores=4 * batch * heads * tokens**2)
+    return Footprint(flops + attention, live, scores=4 * batch * heads * tokens**2, attention=attention)
 
 
 @_once

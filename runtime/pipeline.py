@@ -28,6 +28,7 @@ from reelquant.runtime.media.stream import ClipStream, SavedClip
 from reelquant.runtime.media.video import Clip
 from reelquant.runtime.media.writers import check_output
 from reelquant.runtime.models import model_of
+from reelquant.runtime.models.cogvideox.stages import IMAGE, VIDEO, clip_stages
 from reelquant.runtime.monitor import Monitor, OnStep
 from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.provenance import clip_provenance, machinery
@@ -39,7 +40,7 @@ from reelquant.runtime.sampling.embeddings import EmbeddingCache
 from reelquant.runtime.sampling.latents import SUFFIX, SavedLatents
 from reelquant.runtime.sampling.networks import Networks
 from reelquant.runtime.sampling.stepper import Work
-from reelquant.runtime.sampling.text import encode_text
+from reelquant.runtime.sampling.text import encode_text, missing
 from reelquant.runtime.sampling.tokenizer import Tokenizer
 from reelquant.runtime.sizes import Size
 from reelquant.runtime.tune.record import tuned_options
@@ -52,7 +53,8 @@ class Pipeline:
     """A bundle loaded on an engine.
 
     It may be shared by threads: it makes one clip at a time, and others wait for it. Networks are loaded when first used, and
-    kept for the next clip, or with ``keep`` False given up after use. ``transformer`` is a session in the place of the
+    kept for the next clip, or with ``keep`` False given up after use; where it is not said, they are kept if the GPU has the memory for all of
+    them, or the engine computes on none. ``transformer`` is a session in the place of the
     bundle's: calibration puts its observed graph there. ``size`` is that of the clips to come, for the engine that is the
     fastest for it here.
     """
@@ -63,7 +65,7 @@ class Pipeline:
         options: EngineOptions | None = None,
         embeddings: str | os.PathLike[str] | None = None,
         tiled: bool = False,
-        keep: bool = True,
+        keep: bool | None = None,
         transformer: Session | None = None,
         size: Size | None = None,
     ) -> None:
@@ -159,6 +161,7 @@ class Pipeline:
         """
         self._check_saved(saved)
         with self._lock:
+            self._make_room_to_decode(saved.values)
             return self._decoded(saved, Monitor(progress, on_step)).clip()
 
     def render_saved(
@@ -176,6 +179,7 @@ class Pipeline:
         check_output(output)
         self._check_saved(saved)
         with self._lock:
+            self._make_room_to_decode(saved.values)
             return self._decoded(saved, Monitor(progress, on_step)).save(output)
 
     def sample(self, request: Request | ResolvedRequest | str, monitor: Monitor | None = None) -> Floats:
@@ -186,6 +190,7 @@ class Pipeline:
         """
         resolved = self.resolve(request)
         with self._lock:
+            self._make_room(resolved, but=("vae_decoder",))
             return self._sample(resolved, monitor or Monitor())
 
     def prepare(self, request: Request | ResolvedRequest | str, monitor: Monitor | None = None) -> Conditioning:
@@ -196,6 +201,7 @@ class Pipeline:
         """
         resolved = self.resolve(request)
         with self._lock:
+            self._make_room(resolved, but=("transformer", "vae_decoder"))
             return self._prepare(resolved, monitor or Monitor())
 
     def transformer(self, monitor: Monitor | None = None) -> Session:
@@ -216,6 +222,7 @@ class Pipeline:
     def decode(self, latents: Floats, monitor: Monitor | None = None) -> Frames:
         """Scaled latents [latent_frames, channels, h, w] → frames uint8 [frames, height, width, 3]."""
         with self._lock:
+            self._make_room_to_decode(latents)
             return self._streamed(latents, monitor or Monitor(), {}).clip().frames
 
     def iter_frames(self, latents: Floats, monitor: Monitor | None = None) -> Iterator[Frames]:
@@ -223,6 +230,7 @@ class Pipeline:
         last is taken, or the iterator closed.
         """
         with self._lock:
+            self._make_room_to_decode(latents)
             yield from self._chunks(latents, monitor or Monitor())
 
     def _check_saved(self, saved: SavedLatents) -> None:
@@ -234,15 +242,14 @@ class Pipeline:
             raise BadInput(f"latents of shape {list(saved.values.shape)} are not what this VAE decodes")
 
     def _prepare(self, resolved: ResolvedRequest, monitor: Monitor) -> Conditioning:
-        request = resolved.request
-        prompts = [request.negative_prompt, request.prompt] if resolved.guidance > 1 else [request.prompt]
-        text = self._encode_text(prompts, monitor)
+        text = self._encode_text(resolved.prompts, monitor)
+        self._networks.done_with("text_encoder")
         return condition(resolved, text, self.bundle, self._networks, monitor)
 
     def _sample(self, resolved: ResolvedRequest, monitor: Monitor, work: Work | None = None) -> Floats:
         # Everything that can be refused is refused before the transformer is loaded.
         conditioning = self._prepare(resolved, monitor)
-        self._networks.done_with("text_encoder", "vae_encoder")
+        self._networks.done_with("vae_encoder")
         transformer = self._networks.transformer(monitor)
         with monitor.stage("denoise", len(conditioning.run.timesteps)) as advance:
             latents = denoise(transformer, conditioning, advance, resolved.schedule, work)
@@ -259,6 +266,7 @@ class Pipeline:
         """The clip, sampled, and about to be decoded."""
         if keep is not None:
             check_output(keep, (SUFFIX,))
+        self._make_room(resolved)
         self._networks.check_decoder(monitor)
         work = Work()
         latents = self._sample(resolved, monitor, work)
@@ -267,6 +275,22 @@ class Pipeline:
         if keep is not None:
             saved.save(keep)
         return self._decoded(saved, monitor)
+
+    def _make_room(self, resolved: ResolvedRequest, but: tuple[str, ...] = ()) -> None:
+        """See that the engine's device has the memory for a clip, or for its stages ``but`` some.
+
+        Raises:
+            BadInput: it has not; the message says what would fit.
+        """
+        prompts = missing(resolved.prompts, self.tokenizer, self._cache)
+        source = IMAGE if resolved.image is not None else VIDEO if resolved.video is not None else None
+        stages = clip_stages(self.model, resolved.size, prompts, tiled=self._tiled, source=source)
+        self._networks.make_room(resolved.size, [stage for stage in stages if stage.component not in but])
+
+    def _make_room_to_decode(self, latents: Floats) -> None:
+        """As :meth:`_make_room`, of the decoder alone."""
+        size = self.model.geometry.size_of(latents.shape)
+        self._networks.make_room(size, clip_stages(self.model, size, tiled=self._tiled)[-1:])
 
     def _decoded(self, saved: SavedLatents, monitor: Monitor) -> ClipStream:
         made, here = saved.provenance, self._machinery()
@@ -296,7 +320,7 @@ def load_pipeline(
     threads: int | None = None,
     embeddings: str | os.PathLike[str] | None = None,
     tiled: bool = False,
-    keep: bool = True,
+    keep: bool | None = None,
     trust: Trust = OWN,
     device: int = 0,
 ) -> Pipeline:
@@ -305,7 +329,7 @@ def load_pipeline(
     ``threads``, ``device`` and ``trust`` are :class:`reelquant.runtime.engines.options.EngineOptions`'. Prompts' embeddings
     are kept in, and taken from, the folder ``embeddings``. ``tiled`` decodes large frames in tiles: less memory, a little
     more work, and a picture that differs slightly where tiles meet. ``keep`` False gives networks up after use: memory for
-    one at a time.
+    one at a time; None is as a GPU's memory allows, and with them kept on a CPU.
 
     Raises:
         BundleError: not a bundle, or incomplete.

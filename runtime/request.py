@@ -92,6 +92,12 @@ class ResolvedRequest:
     steps_note: str | None = None
 
     @property
+    def prompts(self) -> list[str]:
+        """What is to be encoded, of a guided clip the negative prompt first."""
+        asked = self.request
+        return [asked.negative_prompt, asked.prompt] if self.guidance > 1 else [asked.prompt]
+
+    @property
     def notes(self) -> list[str]:
         """What whoever asked should be told."""
         return [note for note in (self.steps_note, self.schedule_note) if note]

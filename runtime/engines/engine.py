@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -14,12 +14,15 @@ from typing import Any
 from reelquant.runtime.bundle import Bundle
 from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.bundle.support import Support
+from reelquant.runtime.engines.device_memory import ClipMemory
 from reelquant.runtime.engines.memory import EngineMemory
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.precision_notes import Note
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.errors import BadInput, EngineError, imported
+from reelquant.runtime.models.cogvideox.stages import Stage
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.sizes import Size
 
 # What all others are held against: ONNX Runtime computes every graph of ours on any CPU, exactly as it says.
 REFERENCE_ENGINE = "onnxruntime"
@@ -51,13 +54,14 @@ class Engine(ABC):
     """One engine. Its package is imported when a method needs it, and never before.
 
     ``name`` is what ``--engine`` and pip's extra call it, ``package`` what Python imports. ``memory`` says what graphs take
-    on it; None where nobody has measured that. ``quick_to_load`` says that graphs of a stream may be loaded for each use, so that memory is that
+    on it, of the machine's memory; None where nobody has measured that. ``device_memory`` is the same of its own device's. ``quick_to_load`` says that graphs of a stream may be loaded for each use, so that memory is that
     of one at a time; where that takes long they stay until the clip is whole.
     """
 
     name: str
     package: str
     memory: EngineMemory | None = None
+    device_memory: EngineMemory | None = None
     quick_to_load = True
     runs_onnx = True  # whether open_onnx opens anything
 
@@ -109,6 +113,23 @@ class Engine(ABC):
     def fast_int8_convolutions(self) -> bool:
         """Whether they take less time than fp32's here, as measured (docs/benchmarks.md)."""
         return False
+
+    def clip_memory(self, bundle: Bundle, size: Size, tiled: bool, stages: Sequence[Stage]) -> ClipMemory | None:
+        """What a clip takes of the memory of the engine's own device; None where it computes in the machine's, or cannot say.
+
+        Raises:
+            BadInput: nothing was built for clips of this size.
+        """
+        return None
+
+    def free_memory(self, options: EngineOptions) -> int:
+        """Bytes that are free on the device, where :meth:`clip_memory` says something.
+
+        Raises:
+            BadInput: there is no such device.
+            EngineError: it does not start.
+        """
+        raise EngineError(f"{self.name} computes in the machine's own memory")
 
     def device_seconds(self) -> float | None:
         """How long this process has computed on the engine's device; None where it does not say."""

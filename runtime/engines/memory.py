@@ -26,10 +26,13 @@ class EngineMemory:
 
     Fitted at CogVideoX's own widths to what ``python -m benchmarks.memory`` prints. Files that an engine maps are
     counted, as the kernel counts them. Of a VAE, one graph is loaded at a time; no later chunk takes more than the first,
-    and a still image is the encoder's.
+    and a still image is the encoder's. With ``on_device`` all of it is memory of the engine's own device, where both halves of
+    guidance run one after the other. ``tiles`` is how many times as much a VAE computes in where it is built for tiles of several sizes.
     """
 
     process: int
     high: MemoryModel
     quantized: MemoryModel
     vae: dict[str, MemoryModel]
+    on_device: bool = False
+    tiles: float = 1.0

@@ -15,6 +15,16 @@ from reelquant.runtime.sampling.tokenizer import Tokenizer
 Floats = NDArray[np.float32]
 
 
+def missing(prompts: list[str], tokenizer: Tokenizer, cache: EmbeddingCache | None) -> int:
+    """How many of :func:`encode_text`'s ``prompts`` the text encoder is needed for.
+
+    Raises:
+        BadInput: a prompt is empty or too long.
+    """
+    ids = _ids(prompts, tokenizer)
+    return len(ids) if cache is None else sum(not cache.path(each).is_file() for each in ids)
+
+
 def encode_text(
     prompts: list[str],
     tokenizer: Tokenizer,
@@ -30,12 +40,12 @@ def encode_text(
     Raises:
         BadInput: a prompt is empty or too long, or what is missing could not be kept.
     """
-    ids = [tokenizer.encode(prompt, allow_empty=i < len(prompts) - 1) for i, prompt in enumerate(prompts)]
+    ids = _ids(prompts, tokenizer)
     embeds = [cache.find(each) if cache else None for each in ids]
-    missing = any(each is None for each in embeds)
-    if missing and cache:
+    lacks = any(each is None for each in embeds)
+    if lacks and cache:
         cache.check()
-    session = encoder() if missing else None
+    session = encoder() if lacks else None
     with monitor.stage("text", len(ids)) as advance:
         for i, each in enumerate(ids):
             if session is not None and embeds[i] is None:
@@ -44,3 +54,7 @@ def encode_text(
                     cache.keep(each, made)
             advance()
     return np.stack([each for each in embeds if each is not None])
+
+
+def _ids(prompts: list[str], tokenizer: Tokenizer) -> list[NDArray[np.int64]]:
+    return [tokenizer.encode(prompt, allow_empty=i < len(prompts) - 1) for i, prompt in enumerate(prompts)]

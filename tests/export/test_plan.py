@@ -44,6 +44,63 @@ def test_the_bundle_is_as_large_as_planned(precision: str, demo_bundle: BundleMa
     assert plan.bundle == pytest.approx(weights, rel=0.01)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_engines_for_a_gpu_are_as_large_as_planned(precision: str, rtx_bundle: BundleMaker) -> None:
+    """Files in 16 bit, and the weights that the builder says its engines hold."""
+    checkpoint, bundle = Checkpoint.open(str(CHECKPOINTS / "t2v")), rtx_bundle("t2v", precision)
+    choices = Choices(Size(17, 96, 96), precision, engine="tensorrt-rtx", base="fp16")
+    plan = make_plan(checkpoint, bundle.manifest.defaults, choices)
+    assert plan.on_device and plan.bundle > sum(need.disk for need in plan.components.values())
+    for name, need in plan.components.items():
+        assert need.disk == pytest.approx(bundle.manifest.files[f"{name}/weights.safetensors"].size, rel=0.02)
+    # Of a network as small as the demo's, an engine's file is kernels for the most part.
+    (transformer,) = (e for e in bundle.manifest.engines["tensorrt-rtx"]["engines"] if e["component"] == "transformer")
+    assert plan.components["transformer"].weights == pytest.approx(transformer["evidence"]["weight_bytes"], rel=0.1)
+
+
+def test_a_real_checkpoint_on_gpus(full: Checkpoint) -> None:
+    """Beside what ``python -m benchmarks.gpu_plan --like cogvideox-5b`` reads off the builder's engines (docs/benchmarks.md)."""
+    size, defaults = Size(49, 480, 720), AS_TRAINED.defaults(full, None)
+    plans = {
+        precision: make_plan(full, defaults, Choices(size, precision, engine="tensorrt-rtx", base="bf16", tiled=tiled))
+        for precision, tiled in (("bf16", False), ("fp8", True))
+    }
+    whole, tiles = plans["bf16"].components, plans["fp8"].components
+    assert whole["text_encoder"].weights == pytest.approx(9.53e9, rel=0.03)
+    assert whole["transformer"].weights == pytest.approx(11.2e9, rel=0.03)
+    assert whole["vae_decoder"].memory == pytest.approx(11.6e9, rel=0.03)
+    assert tiles["transformer"].weights < 0.6 * whole["transformer"].weights
+    assert tiles["vae_decoder"].memory < 0.35 * whole["vae_decoder"].memory
+    ways = {precision: {card: way for card, (way, _) in plan.cards.items()} for precision, plan in plans.items()}
+    assert ways["bf16"]["H100"] == ways["bf16"]["L40S"] == "keep" and ways["bf16"]["L4"] == "reload"
+    assert ways["bf16"]["RTX 3060"] is None and ways["fp8"]["RTX 4090"] == "keep"
+    least = {
+        precision: {card: seconds for card, (_, seconds) in plan.cards.items()} for precision, plan in plans.items()
+    }
+    # All 33.2 PFLOP at H100's 16-bit rate are 33.6 s; no A100 multiplies in FP8, and no T4 in bf16.
+    assert 33.6 < (least["bf16"]["H100"] or 0) < 36 and (least["fp8"]["H100"] or 0) < 0.6 * (least["bf16"]["H100"] or 0)
+    assert least["fp8"]["A100"] is None and least["bf16"]["T4"] is None
+    assert plans["bf16"].calibration_memory == 0 < plans["fp8"].calibration_memory
+
+
+@pytest.mark.parametrize("options", [("--engine", "tensorrt-rtx", "--gpu", "sm89"), ("--precision", "bf16")])
+def test_a_plan_in_16_bit_is_printed(
+    options: tuple[str, ...], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ask = ("export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan", *options)
+    if "tensorrt-rtx" in options:
+        ask = (*ask, "--precision", "fp8")
+    shown, plan = run(capfd, *ask), json.loads(run(capfd, *ask, "--json").out)
+    assert (shown.code, shown.err) == (0, "") and not (tmp_path / "out").exists()
+    on_gpu = "tensorrt-rtx" in options
+    assert ("GB of a GPU for a clip" in shown.out, "RTX 4090   networks stay loaded" in shown.out) == (on_gpu, on_gpu)
+    assert bool(plan["cards"]) == on_gpu and plan["components"]["transformer"]["flops"] > 0
+    fp32 = json.loads(run(capfd, "export", CHECKPOINTS / "t2v", tmp_path / "out", "--plan", "--json").out)
+    for name, need in plan["components"].items():
+        assert need["disk"] <= 0.51 * fp32["components"][name]["disk"]
+        assert sum(need["formats"].values()) == pytest.approx(fp32["components"][name]["flops"])
+
+
 def test_the_numbers_of_a_real_checkpoint(full: Checkpoint) -> None:
     defaults = AS_TRAINED.defaults(full, None)
     plan = make_plan(full, defaults, Choices(Size(49, 480, 720)))

@@ -6,6 +6,7 @@ number them differently.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reelquant.runtime.engines.options import BuildSpec
+from reelquant.runtime.engines.tensorrt.device import ITEM_BYTES, Shape
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.shapes import Profile, dimension
 from reelquant.runtime.errors import BundleError, EngineError
@@ -22,10 +24,13 @@ StepDone = Callable[[str, int, int], bool]  # phase, step, of how many → wheth
 
 @dataclass(frozen=True)
 class Built:
-    """An engine's bytes, the least and most shape of each input, and the builder's log at level INFO with its list of layers."""
+    """An engine's bytes, the least and most shape of each input, the most bytes of each input and output, and the builder's log
+    at level INFO with its list of layers.
+    """
 
     engine: memoryview
-    inputs: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
+    inputs: dict[str, tuple[Shape, Shape]]
+    tensor_bytes: dict[str, int]
     log: list[str]
     seconds: float
 
@@ -83,36 +88,50 @@ def build_engine(
         config.num_compute_capabilities = len(spec.gpus)
         for i, name in enumerate(spec.gpus):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), i)
-    inputs = _set_shapes(builder, network, config, profile)
+    inputs, tensor_bytes = _set_shapes(builder, network, config, profile)
     began = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     if monitor.stopped:
         raise KeyboardInterrupt
     if plan is None:
         raise BundleError(f"{flavor.engine} {flavor.version()} cannot build {graph}: {log.why()}")
-    return Built(memoryview(plan), inputs, log.lines, time.monotonic() - began)
+    return Built(memoryview(plan), inputs, tensor_bytes, log.lines, time.monotonic() - began)
 
 
 def _set_shapes(
     builder: Any, network: Any, config: Any, profile: Profile
-) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Static shapes become the network's own; others go into one optimization profile. Return each input's range."""
-    optimization, found = None, {}
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        ranges = [_shape(tensor, symbols) for symbols in (profile.least, profile.usual, profile.most)]
-        found[tensor.name] = (ranges[0], ranges[2])
-        if ranges[0] == ranges[2]:
-            tensor.shape = ranges[0]
+) -> tuple[dict[str, tuple[Shape, Shape]], dict[str, int]]:
+    """Static shapes become the network's own; others go into one optimization profile. Return each input's range, and the bytes of
+    every input and output at the most of it.
+    """
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    symbolic = {tensor.name: tuple(tensor.shape) for tensor in inputs}
+    ranges = {
+        tensor.name: [_shape(tensor, symbols) for symbols in (profile.least, profile.usual, profile.most)]
+        for tensor in inputs
+    }
+    for tensor in inputs:
+        tensor.shape = ranges[tensor.name][2]
+    outputs = [network.get_output(i) for i in range(network.num_outputs)]  # whose shapes are known now
+    tensor_bytes = {tensor.name: _bytes(tensor) for tensor in (*inputs, *outputs)}
+    optimization = None
+    for tensor in inputs:
+        least, _, most = ranges[tensor.name]
+        if least == most:
             continue
+        tensor.shape = symbolic[tensor.name]
         optimization = optimization or builder.create_optimization_profile()
-        optimization.set_shape(tensor.name, *ranges)
+        optimization.set_shape(tensor.name, *ranges[tensor.name])
     if optimization is not None:
         config.add_optimization_profile(optimization)
-    return found
+    return {name: (least, most) for name, (least, _, most) in ranges.items()}, tensor_bytes
 
 
-def _shape(tensor: Any, symbols: Any) -> tuple[int, ...]:
+def _bytes(tensor: Any) -> int:
+    return ITEM_BYTES[tensor.dtype.name] * math.prod(map(int, tensor.shape))
+
+
+def _shape(tensor: Any, symbols: Any) -> Shape:
     return tuple(
         size if size >= 0 else dimension(tensor.get_dimension_name(axis) or "", symbols)
         for axis, size in enumerate(tensor.shape)

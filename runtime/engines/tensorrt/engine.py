@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -11,7 +11,9 @@ from reelquant.runtime.bundle import ENGINES, Bundle
 from reelquant.runtime.bundle.manifest import Manifest
 from reelquant.runtime.bundle.support import BASES, Support
 from reelquant.runtime.bundle.trust import check_trust
+from reelquant.runtime.engines.device_memory import ClipMemory
 from reelquant.runtime.engines.engine import REFERENCE_ENGINE, Engine, EngineReport, PlanEntry, one_line
+from reelquant.runtime.engines.memory import EngineMemory, MemoryModel
 from reelquant.runtime.engines.options import BuildSpec, EngineOptions
 from reelquant.runtime.engines.session import Session
 from reelquant.runtime.engines.tensorrt import stage
@@ -21,17 +23,30 @@ from reelquant.runtime.engines.tensorrt.flavor import RTX, STANDARD, Flavor
 from reelquant.runtime.engines.tensorrt.graph_tools import lint
 from reelquant.runtime.engines.tensorrt.loadable import why_not
 from reelquant.runtime.engines.tensorrt.loader import TensorRtLoader
+from reelquant.runtime.engines.tensorrt.memory import RANGE, clip_memory
 from reelquant.runtime.engines.tensorrt.session import EngineFile, TensorRtSession
 from reelquant.runtime.engines.tensorrt.targets import check_targets, lacking, unsupported
 from reelquant.runtime.errors import BadInput, EngineError
 from reelquant.runtime.files.user_cache import user_cache
+from reelquant.runtime.machine.cards import CONTEXT
 from reelquant.runtime.machine.gpus import gpus
+from reelquant.runtime.models.cogvideox.stages import Stage
 from reelquant.runtime.progress import SILENT, Progress
+from reelquant.runtime.sizes import Size
 
 
 class TensorRt(Engine):
     """One flavor of TensorRT; what its sessions share on a GPU is held here, for the whole process."""
 
+    # What its builder says of CogVideoX's own widths in 16 bit (docs/benchmarks.md, "What a GPU's memory holds"); both graphs of a VAE are loaded.
+    device_memory = EngineMemory(
+        process=CONTEXT,
+        high=MemoryModel(1.02, 0.55),
+        quantized=MemoryModel(1.04, 0.55),
+        vae={"decoder": MemoryModel(2.1, 0.23), "encoder": MemoryModel(1.05, 0.5)},
+        on_device=True,
+        tiles=RANGE,
+    )
     runs_onnx = False
     quick_to_load = False
 
@@ -55,6 +70,12 @@ class TensorRt(Engine):
             reason = f"cuda-bindings is missing or broken: {one_line(error)}"
             return EngineReport(self.name, False, version, devices, reason, self.remedy())
         return EngineReport(self.name, True, version, devices, "", "")
+
+    def clip_memory(self, bundle: Bundle, size: Size, tiled: bool, stages: Sequence[Stage]) -> ClipMemory | None:
+        return clip_memory(bundle.manifest, self.name, size, tiled, stages)
+
+    def free_memory(self, options: EngineOptions) -> int:
+        return self.device(options.device).cuda.memory()[0]
 
     def device_seconds(self) -> float | None:
         return sum(device.seconds for device in self._devices.values())

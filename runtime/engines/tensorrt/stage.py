@@ -15,9 +15,9 @@ from reelquant.runtime.bundle.support import Support
 from reelquant.runtime.bundle.trust import remember_built
 from reelquant.runtime.engines.engine import PlanEntry
 from reelquant.runtime.engines.options import CURRENT, BuildSpec
-from reelquant.runtime.engines.tensorrt.builder import build_engine
+from reelquant.runtime.engines.tensorrt.builder import Built, build_engine
 from reelquant.runtime.engines.tensorrt.cache import CacheInputs, EngineCache, Entry, cache_key, changed_inputs
-from reelquant.runtime.engines.tensorrt.evidence import check_evidence, read_evidence
+from reelquant.runtime.engines.tensorrt.evidence import Evidence, check_evidence, read_evidence
 from reelquant.runtime.engines.tensorrt.flavor import Flavor
 from reelquant.runtime.engines.tensorrt.graph_tools import static_copier, sum_graph
 from reelquant.runtime.engines.tensorrt.loadable import gpu_name
@@ -31,7 +31,7 @@ from reelquant.runtime.progress import SILENT, Progress
 from reelquant.runtime.sizes import Size
 
 SUM = ("sampling", "sum")  # component and graph of the engine that adds
-_ROUND = 4  # of this code: raised when the same inputs would give another engine, or other evidence
+_ROUND = 5  # of this code: raised when the same inputs would give another engine, or other evidence
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def build_engines(bundle: Bundle, flavor: Flavor, spec: BuildSpec, progress: Pro
                 "profile": job.profile.as_json(),
                 "cache_inputs": job.cache_inputs,
                 "inputs": entry.facts["inputs"],
+                "tensor_bytes": entry.facts["tensor_bytes"],
                 "evidence": entry.facts["evidence"],
                 "from_cache": was_there,
             }
@@ -212,7 +213,7 @@ def _build(
     if job.onnx is not None:
         built = build_engine(flavor, bundle.path / f"{job.name}.onnx", job.profile, spec, step, job.onnx)
         evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, 0)
-        return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
+        return built.engine, _facts(built, evidence)
     bundle.check_hashes(lambda name: name.startswith(f"{job.component}/"))
     graph, onnx = bundle.graph(job.component, job.graph), None
     if _is_static(manifest.components[job.component].formats):
@@ -220,7 +221,11 @@ def _build(
     built = build_engine(flavor, graph, job.profile, spec, step, onnx)
     evidence = read_evidence(built.log, built.seconds, built.engine.nbytes, scores_bytes(manifest, job))
     check_evidence(job.name, evidence, int(manifest.components[job.component].stats[job.graph]["weight_bytes"]))
-    return built.engine, {"inputs": built.inputs, "evidence": evidence.as_json()}
+    return built.engine, _facts(built, evidence)
+
+
+def _facts(built: Built, evidence: Evidence) -> dict[str, Any]:
+    return {"inputs": built.inputs, "tensor_bytes": built.tensor_bytes, "evidence": evidence.as_json()}
 
 
 def scores_bytes(manifest: Manifest, job: Job) -> int:

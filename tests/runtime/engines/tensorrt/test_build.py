@@ -16,10 +16,13 @@ from reelquant.runtime.engines.tensorrt import builder, stage
 from reelquant.runtime.engines.tensorrt import engine as tensorrt_engine
 from reelquant.runtime.engines.tensorrt.builder import build_engine
 from reelquant.runtime.engines.tensorrt.flavor import RTX, Flavor
+from reelquant.runtime.engines.tensorrt.memory import clip_memory
 from reelquant.runtime.engines.tensorrt.shapes import Profile
 from reelquant.runtime.engines.tensorrt.stage import build_engines, jobs, plan
 from reelquant.runtime.errors import BadInput, BundleError, MissingExtra
 from reelquant.runtime.machine.gpus import Gpus
+from reelquant.runtime.models import model_of
+from reelquant.runtime.models.cogvideox.stages import clip_stages
 from reelquant.runtime.sizes import Size
 from tests.command_line import contents, only_message, run
 from tests.conftest import BundleMaker
@@ -150,11 +153,27 @@ def test_sizes_share_what_does_not_depend_on_them(fp8: Bundle) -> None:
 
 def test_one_dynamic_engine_serves_all_sizes_between(fp8: Bundle, tmp_path: Path) -> None:
     wanted = BuildSpec((Size(9, 32, 32), Size(17, 64, 64)), dynamic=True, gpus=ADA, cache=tmp_path / "cache")
-    records = build_engines(fp8, RTX, wanted).manifest.engines["tensorrt-rtx"]["engines"]
+    built = build_engines(fp8, RTX, wanted)
+    records = built.manifest.engines["tensorrt-rtx"]["engines"]
     (decoder,) = (each for each in records if (each["component"], each["graph"]) == ("vae_decoder", "next"))
     assert decoder["inputs"]["latents"] == [[1, 16, 2, 4, 4], [1, 16, 2, 8, 8]]
     # Every cache's profile follows its latent.
     assert decoder["inputs"]["cache.conv_out"] == [[1, 16, 2, 32, 32], [1, 16, 2, 64, 64]]
+    # What goes in and out is known at the most, and so is about what a smaller clip takes.
+    assert decoder["tensor_bytes"]["frames"] == 4 * 3 * 8 * 64 * 64
+    assert (
+        decoder["tensor_bytes"]["next_cache.conv_out"]
+        == decoder["tensor_bytes"]["cache.conv_out"]
+        == 2 * 16 * 2 * 64 * 64
+    )
+    model, takes = model_of(built.manifest), []
+    for size in (Size(17, 64, 64), Size(17, 32, 32)):
+        clip = clip_memory(built.manifest, "tensorrt-rtx", size, False, clip_stages(model, size))
+        assert clip is not None
+        takes.append(clip.stages[-1])
+    assert takes[1].caches == pytest.approx(takes[0].caches / 4, rel=0.01) and takes[1].weights == takes[0].weights
+    with pytest.raises(BadInput, match=r"no engine was built for this size \(17x96x96"):
+        clip_memory(built.manifest, "tensorrt-rtx", Size(17, 96, 96), False, clip_stages(model, Size(17, 96, 96)))
 
 
 def test_an_impossible_size_is_refused_before_any_work(fp8: Bundle) -> None:

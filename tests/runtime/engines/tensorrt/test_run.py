@@ -154,6 +154,7 @@ def test_another_size_is_refused_with_what_was_built(replay: Replay) -> None:
     )
     with pytest.raises(BadInput, match="no engine was built for this size .* reelquant build BUNDLE --clip"):
         pipeline.sample(request)
+    assert replay.loader.loaded == []
 
 
 @pytest.mark.parametrize(
