@@ -38,7 +38,8 @@ from reelquant.runtime.sizes import Size
 class TensorRt(Engine):
     """One flavor of TensorRT; what its sessions share on a GPU is held here, for the whole process."""
 
-    # What its builder says of CogVideoX's own widths in 16 bit (docs/benchmarks.md, "What a GPU's memory holds"); both graphs of a VAE are loaded.
+    # What its builder says of CogVideoX's own widths in 16 bit (docs/benchmarks.md, "What a GPU's memory holds"); both graphs of a VAE are loaded. The
+    # encoder's 0.5 is a guess on the safe side: no encoder was built at a real size.
     device_memory = EngineMemory(
         process=CONTEXT,
         high=MemoryModel(1.02, 0.55),
