@@ -6,7 +6,9 @@
 
 Every runner makes the clip once to warm up and then --turns times; they take turns, or with --one-at-a-time each is done
 before the next is loaded, for GPUs that do not hold two. Seconds are medians, with the least and the most; ratios are to
-diffusers eager. Differences are relative L2 to diffusers eager in float32 where --device is cpu, else in the dtype that
+diffusers eager. A clip begins with its prompt and ends with frames uint8 in host memory, for all; the noise of each step is drawn within it.
+--compile gives diffusers what its own guides do: to_q, to_k and to_v as one product, torch.compile of transformer and decoder, on a GPU with
+max-autotune. ``gpu_bytes`` is what of the GPU is taken after a clip, by all that is loaded. Differences are relative L2 to diffusers eager in float32 where --device is cpu, else in the dtype that
 the checkpoint is stored in: of the prompt's embeddings, of the last latents, and of the frames of diffusers' latents.
 """
 
@@ -54,17 +56,21 @@ class Made:
 
 
 class Diffusers:
-    """The checkpoint's own pipeline, its transformer compiled on request."""
+    """The checkpoint's own pipeline, compiled on request."""
 
     def __init__(self, checkpoint: Path, sampling: Sampling, device: str, dtype: torch.dtype, compiled: bool) -> None:
         self._sampling, self._device, self._dtype = sampling, device, dtype
         self._pipe = load_diffusers(checkpoint, dtype).to(device)
         if compiled:
-            self._pipe.transformer = torch.compile(self._pipe.transformer)
+            options: dict[str, Any] = {"mode": "max-autotune"} if device == "cuda" else {}
+            self._pipe.transformer.fuse_qkv_projections()
+            self._pipe.transformer = torch.compile(self._pipe.transformer, fullgraph=True, **options)
+            self._pipe.vae.decode = torch.compile(self._pipe.vae.decode, **options)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def clip(self) -> Made:
         seconds = dict.fromkeys(STAGES, 0.0)  # the image is encoded within "denoise"
+        arguments = self._sampling.arguments(self._dtype)
         with self._timed(seconds, "text"):
             text, negative = self._pipe.encode_prompt(
                 self._sampling.prompt,
@@ -74,11 +80,12 @@ class Diffusers:
             )
         with self._timed(seconds, "denoise"):
             embeds = {"prompt_embeds": text, "negative_prompt_embeds": negative}
-            latents = self._pipe(**embeds, **self._sampling.arguments(self._dtype)).frames
+            latents = self._pipe(**embeds, **arguments).frames
         frames = self._sampling.geometry.latent_shape(self._sampling.size)[0]
         kept = latents[:, -frames:]
         with self._timed(seconds, "decode"):
-            self._pipe.decode_latents(kept)
+            video = self._pipe.decode_latents(kept)
+            video.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu()
         return Made(seconds, text[0].float().cpu().numpy(), kept[0].float().cpu().numpy())
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
@@ -114,14 +121,17 @@ class Ours:
 
     def __init__(self, bundle: Bundle, engine: str, sampling: Sampling) -> None:
         self._pipeline = Pipeline(bundle, EngineOptions(engine))
-        self._request = sampling.resolved(self._pipeline)
+        self._sampling = sampling
 
     def clip(self) -> Made:
-        monitor = Monitor()
-        latents = self._pipeline.sample(self._request, monitor)
+        monitor, began = Monitor(), time.perf_counter()
+        request = self._sampling.resolved(self._pipeline)
+        drawn = time.perf_counter() - began
+        latents = self._pipeline.sample(request, monitor)
         self._pipeline.decode(latents, monitor)
         seconds = {stage: monitor.seconds.get(stage, 0.0) for stage in STAGES}
-        return Made(seconds, self._pipeline.encode_prompt(self._request.request.prompt, guided=False)[0], latents)
+        seconds["denoise"] += drawn
+        return Made(seconds, self._pipeline.encode_prompt(self._sampling.prompt, guided=False)[0], latents)
 
     def frames(self, latents: Floats) -> Floats:
         return self._pipeline.decode(latents).astype(np.float32) / 127.5 - 1
@@ -129,9 +139,10 @@ class Ours:
 
 @dataclass
 class Measured:
-    """What a runner did; ``frames`` are of the reference's latents."""
+    """What a runner did; ``frames`` are of the reference's latents, ``gpu_bytes`` of a GPU what was taken after its last clip."""
 
     turns: list[Made] = field(default_factory=list)
+    gpu_bytes: int | None = None
     frames: Floats | None = None
 
 
@@ -150,6 +161,9 @@ def measure(runners: Runners, turns: int, apart: bool) -> dict[str, Measured]:
                 made = runner.clip()
                 if turn:
                     found[name].turns.append(made)
+                if torch.cuda.is_available():
+                    free, total = torch.cuda.mem_get_info()
+                    found[name].gpu_bytes = total - free
         for name, runner in loaded.items():
             found[name].frames = runner.frames(found[reference].turns[-1].latents)
         del loaded, runner
@@ -173,6 +187,7 @@ def rows(found: dict[str, Measured], steps: int) -> Iterator[dict[str, Any]]:
             "seconds_per_clip_spread": [min(clips), max(clips)],
             "ratio": statistics.median(clips) / eager,
             "seconds_per_step": statistics.median(step),
+            "gpu_bytes": each.gpu_bytes,
             "stages": {stage: statistics.median(made.seconds[stage] for made in each.turns) for stage in STAGES},
             "difference": {
                 "text": relative_l2(last.text, first.text),
