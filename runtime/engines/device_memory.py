@@ -103,7 +103,7 @@ def advice(
     if "text_encoder" in heavy:
         yield "the text encoder can run on a larger GPU, with the same engine: reelquant embed there, and --embeddings here"
     if heavy - {"text_encoder"}:
-        yield f"{' and '.join(sorted(heavy - {'text_encoder'}))} must have smaller weights: --precision fp8, int8 or nvfp4"
+        yield f"{' and '.join(sorted(heavy - {'text_encoder'}))} must have smaller weights: --precision fp8 or int8"
     for way, needs in ways.items():
         if all(stage.alone <= free for stage in needs if stage.name not in heavy):
             yield f"what {'also ' if heavy else ''}fits, by estimate: {way}"

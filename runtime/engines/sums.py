@@ -20,7 +20,9 @@ Floats = NDArray[np.float32]
 
 
 class Adder(ABC):
-    """What computes sums where an engine computes; of arrays of one shape, in float32."""
+    """What computes sums where an engine computes; of arrays of one ``shape``, in float32."""
+
+    shape: tuple[int, ...]
 
     @abstractmethod
     def put(self, array: Floats) -> Value:
@@ -41,6 +43,9 @@ class Adder(ABC):
     @abstractmethod
     def host(self, value: Value) -> Floats:
         """The array on the host."""
+
+    def rest(self) -> None:  # noqa: B027 - few hold anything
+        """Give back what no sum refers to any more; it is not kept for the next one."""
 
 
 class Sum:

@@ -25,7 +25,7 @@ class TensorRtAdder(Adder):
     """
 
     def __init__(self, device: Device, session: TensorRtSession, shape: tuple[int, ...]) -> None:
-        self._device, self._session, self._shape = device, session, shape
+        self._device, self._session, self.shape = device, session, shape
         self._arrays = [name for name in session.inputs if name != "coefficients"]
         self._free: list[Memory] = []
         self._nothing = self.put(np.zeros(shape, np.float32))
@@ -62,11 +62,14 @@ class TensorRtAdder(Adder):
         return self._fed
 
     def host(self, value: Value) -> Floats:
-        found = np.empty(self._shape, np.float32)
+        found = np.empty(self.shape, np.float32)
         with self._device.lock:
             self._device.cuda.to_host(found, cast(DeviceArray, value).address, self._device.stream)
             self._device.cuda.synchronize(self._device.stream)
         return found
+
+    def rest(self) -> None:
+        self._free.clear()
 
     def _added(self, terms: Sequence[tuple[float, Value]]) -> tuple[DeviceArray, float]:
         coefficients = np.zeros(len(self._arrays), np.float32)
@@ -80,12 +83,12 @@ class TensorRtAdder(Adder):
         return self._returned(total), float(results["squares"][0])
 
     def _copy(self, value: DeviceArray, place: DeviceArray) -> None:
-        size = 4 * int(np.prod(self._shape))
+        size = 4 * int(np.prod(self.shape))
         with self._device.lock:
             self._device.cuda.copy(place.address, value.address, size, self._device.stream)
 
     def _new(self) -> DeviceArray:
-        values = (int(np.prod(self._shape)),)
+        values = (int(np.prod(self.shape)),)
         if self._free:
             return DeviceArray(self._device.cuda, values, _FLOAT, self._free.pop())
         return DeviceArray(self._device.cuda, values, _FLOAT)

@@ -16,6 +16,7 @@ from reelquant.runtime.engines.device_memory import ClipMemory, StageMemory
 from reelquant.runtime.engines.tensorrt.shapes import Profile, profile
 from reelquant.runtime.errors import BadInput
 from reelquant.runtime.models import model_of
+from reelquant.runtime.models.cogvideox.schedulers import scheduler_from_config
 from reelquant.runtime.models.cogvideox.stages import Stage
 from reelquant.runtime.models.cogvideox.tiles import exceeds
 from reelquant.runtime.models.cogvideox.vae import NEXT_CACHE
@@ -23,6 +24,7 @@ from reelquant.runtime.sizes import Size
 
 Record = Mapping[str, Any]
 _BOUND_TWICE = ("text", "image_latents")  # by both halves of guidance, a row each
+_ADDED = 12  # arrays: nothing, what is fed, a result, latents, velocities, and what forecasts are made of, two of each
 RANGE = 1.3  # what an engine for a range of tiles takes more than one for the largest alone: 1.26 and 1.18, docs/benchmarks.md
 
 
@@ -72,8 +74,24 @@ def _needs(
         if any("tensor_bytes" not in each or each["evidence"]["activation_bytes"] is None for each in records):
             return None
         wanted = profile(manifest, name, size, tiled)
-        found.append(stage_of(name, [_at(each, wanted) for each in records]))
+        stage = stage_of(name, [_at(each, wanted) for each in records])
+        if name == "transformer":
+            stage = replace(stage, tensors=stage.tensors + _between_runs(manifest, engine, wanted))
+        found.append(stage)
     return tuple(found)
+
+
+def _between_runs(manifest: Manifest, engine: str, wanted: Profile) -> int:
+    """Bytes of what is added up between two runs of the transformer, where that is done on the device: float32, as many values as latents have. A
+    scheduler that adds noise at each step has all of it there from the start.
+    """
+    built = manifest.engines[engine]["engines"]
+    if all(each["component"] != "sampling" for each in built):
+        return 0
+    model, sides = model_of(manifest), wanted.most
+    values = model.geometry.latent_channels * math.prod(sides[side] for side in ("latent_frames", "height", "width"))
+    noise = manifest.defaults.steps if scheduler_from_config(manifest.scheduler).adds_noise else 0
+    return 4 * values * (_ADDED + noise)
 
 
 def _at(record: Record, wanted: Profile) -> Record:

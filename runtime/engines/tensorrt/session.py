@@ -82,6 +82,7 @@ class TensorRtSession(Session):
         """``sums`` are the engines that add up what lies between two runs."""
         self._device, self._files, self._sums = device, files, sums
         self._runner: _Runner | None = None
+        self._adder: Adder | None = None  # of the last clip's shape
         self._bound: weakref.WeakValueDictionary[int, BoundArray] = weakref.WeakValueDictionary()
         self.inputs = tuple(files[0].inputs)
         self.outputs: tuple[str, ...] = ()
@@ -116,7 +117,9 @@ class TensorRtSession(Session):
 
         values = (int(np.prod(shape)),)
         fitting = [file for file in self._sums if file.holds(values)]
-        return TensorRtAdder(self._device, TensorRtSession(self._device, fitting[:1]), shape) if fitting else None
+        if fitting and (self._adder is None or self._adder.shape != shape):
+            self._adder = TensorRtAdder(self._device, TensorRtSession(self._device, fitting[:1]), shape)
+        return self._adder if fitting else None
 
     def _bind(self, array: Array) -> BoundArray:
         bound = self._bound.get(

@@ -96,8 +96,8 @@ def test_what_each_stage_takes_is_in_the_manifest(t2v: Bundle) -> None:
     # Both graphs are loaded, and nine and eight frames of 96x96 in float32 come out of them.
     assert decoder.weights == first["evidence"]["engine_bytes"] + later["evidence"]["engine_bytes"]
     assert decoder.tensors == 4 * (3 * (9 + 8) * 96 * 96 + 16 * (3 + 2) * 12 * 12)
-    # Latents in and velocity out, a timestep, two rows of text, the rotary tables of 204 tokens.
-    assert transformer.tensors == 2 * 4 * 5 * 16 * 12 * 12 + 8 + 2 * 4 * 24 * 128 + 2 * 4 * 204 * 64
+    # Latents in and velocity out, twelve such arrays that are added up between runs, a timestep, two rows of text, the rotary tables of 204 tokens.
+    assert transformer.tensors == (2 + 12) * 4 * 5 * 16 * 12 * 12 + 8 + 2 * 4 * 24 * 128 + 2 * 4 * 204 * 64
     assert text.caches == transformer.caches == 0
 
 
