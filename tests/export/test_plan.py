@@ -159,11 +159,8 @@ def test_a_plan_that_cannot_fit_is_refused(
     assert shown.code == 2 and "GB of disk where 0.0 are free; nothing smaller fits either" in shown.err
 
 
-# Memory is of what is held at once, which further layers of the same width do not change.
-DEPTHS = [1, pytest.param(3, marks=pytest.mark.slow)]
-
-
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.slow  # tracing the VAE at its real width takes more than a minute
+@pytest.mark.parametrize("depth", [1, 3])
 @pytest.mark.parametrize("engine", CPU_ENGINES)
 def test_planned_memory_is_measured_memory(
     engine: str, depth: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

@@ -78,6 +78,7 @@ def test_every_linear_is_explained(source: list[Path], tmp_path: Path, capfd: Ca
     assert weights(tmp_path / "out") == weights(tmp_path / "again")
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_cheaper_than_the_hand_rule(source: list[Path], tmp_path: Path, capfd: Capture) -> None:
     bundle = Bundle.open(source[0])
     steps = TRIAL.record(bundle)

@@ -10,7 +10,7 @@ from benchmarks.same_noise import Sampling
 from tests.conftest import CHECKPOINTS, BundleMaker
 
 
-@pytest.mark.parametrize("task", ["t2v", "i2v"])
+@pytest.mark.parametrize("task", ["t2v", pytest.param("i2v", marks=pytest.mark.slow)])
 def test_both_make_the_same_clip(task: str, demo_bundle: BundleMaker) -> None:
     bundle = demo_bundle(task, "fp32")
     defaults = bundle.manifest.defaults

@@ -53,8 +53,12 @@ def judged(bundle: Bundle, reference: Bundle, steps: Sequence[Step]) -> Verdict:
     return gate(bundle, reference, steps, ENGINE)
 
 
-@pytest.mark.parametrize("precision", ["int8", "fp8", "int8-minmax", "int4-weight", "fp16"])
-@pytest.mark.parametrize("task", ["t2v", "i2v"])
+PRECISIONS = ["int8", "fp8", "int8-minmax", "int4-weight", "fp16"]
+GOOD = [("t2v", precision) for precision in PRECISIONS] + [("i2v", "int8"), ("i2v", "fp8")]
+MORE = [pytest.param("i2v", precision, marks=pytest.mark.slow) for precision in PRECISIONS[2:]]
+
+
+@pytest.mark.parametrize(("task", "precision"), [*GOOD, *MORE])
 def test_good_bundles_pass(
     task: str, precision: str, demo_bundle: BundleMaker, rtx_bundle: BundleMaker, steps: Steps
 ) -> None:

@@ -32,7 +32,7 @@ STEPS = 10
 QUICK = 6
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+@pytest.mark.parametrize("scheduler", ["dpm", pytest.param("ddim", marks=pytest.mark.slow)])
 def test_recorded_searched_and_fitted(scheduler: str, demo_bundle: BundleMaker, tmp_path: Path) -> None:
     """On clips that were not fitted, half of the steps with fitted forecasts come nearer than the same steps without."""
     pipeline = Pipeline(demo_bundle("t2v", "fp32"), EngineOptions("openvino"))

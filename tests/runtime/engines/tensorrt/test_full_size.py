@@ -48,8 +48,8 @@ def test_attention_is_fused_and_memory_is_bounded_in_every_precision(transformer
     assert found["nvfp4"]["weight_bytes"] <= 0.75 * found["fp8"]["weight_bytes"]
 
 
-# Memory is of what is held at once, which further layers of the same width do not change.
-@pytest.mark.parametrize("depth", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 3])
 def test_the_vae_decoder_is_built_whole_and_in_tiles(depth: int, tmp_path: Path) -> None:
     two = VARIANTS["cogvideox-2b"].layers(2)
     variant = replace(two, vae={**two.vae, "layers_per_block": depth})

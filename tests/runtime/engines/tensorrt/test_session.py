@@ -19,7 +19,7 @@ from reelquant.runtime.errors import EngineError
 from tests.runtime.engines.tensorrt.replay import ReplayCuda, ReplayLoader
 
 Floats = NDArray[np.float32]
-SHAPE, ACTIVATIONS, CHUNKS = (2, 3), 1024, 6
+SHAPE, ACTIVATIONS, CHUNKS = (2, 3), 1024, 4
 FACTORS: Floats = np.arange(6, dtype=np.float32).reshape(SHAPE)
 CHUNK: Floats = np.ones(SHAPE, np.float32)
 
