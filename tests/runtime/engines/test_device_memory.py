@@ -54,7 +54,7 @@ def test_a_refusal_says_which_stage_needs_what_and_what_would_fit() -> None:
         check_room(STAGES, 8 * GB, None, clip.ways)
     assert "text_encoder needs 9.10 GB" in str(refused.value) and "transformer needs 12.50 GB" in str(refused.value)
     assert "reelquant embed there, and --embeddings here" in str(refused.value)
-    assert "transformer must have smaller weights: --precision fp8, int8 or nvfp4" in str(refused.value)
+    assert "transformer must have smaller weights: --precision fp8 or int8" in str(refused.value)
     assert "what also fits, by estimate: --size 25x480x720 --tiled" in str(refused.value)
     with pytest.raises(BadInput, match="no smaller size fits either"):
         check_room((DECODER,), GB, None, lambda: {"--tiled": (TILES,)})
