@@ -56,10 +56,9 @@ class Sum:
 
     __array_ufunc__ = None  # NumPy's scalars leave products with a sum to it
 
-    def __init__(
-        self, adder: Adder, shape: tuple[int, ...], terms: Sequence[tuple[float, Value]], squares: float | None = None
-    ) -> None:
-        self.adder, self.shape, self._terms, self._squares = adder, shape, tuple(terms), squares
+    def __init__(self, adder: Adder, shape: tuple[int, ...], terms: Sequence[tuple[float, Value]]) -> None:
+        self.adder, self.shape, self._terms = adder, shape, tuple(terms)
+        self._squares: float | None = None  # once it was added up
 
     @classmethod
     def of(cls, adder: Adder, array: Floats) -> Self:
@@ -96,23 +95,26 @@ class Sum:
 
     def computed(self) -> Sum:
         """The same as one array."""
-        if self._squares is None and not (len(self._terms) == 1 and self._terms[0][0] == 1.0):
-            value, self._squares = self.adder.add(self._terms)
-            self._terms = ((1.0, value),)
+        if len(self._terms) != 1 or self._terms[0][0] != 1.0:
+            self._add_up()
         return self
 
     @property
     def l2(self) -> float:
         """‖·‖ of all values; not finite where a value is not."""
-        if self._squares is None:
-            value, self._squares = self.adder.add(self._terms)
-            self._terms = ((1.0, value),)
-        return float(np.sqrt(self._squares)) if self._squares >= 0 else float("nan")
+        squares = self._add_up() if self._squares is None else self._squares
+        return float(np.sqrt(squares)) if squares >= 0 else float("nan")
 
     @property
     def array(self) -> Value:
         """The one array that it is."""
         return self.computed()._terms[0][1]
+
+    def _add_up(self) -> float:
+        """Become one array; the sum of the squares of its values."""
+        value, self._squares = self.adder.add(self._terms)
+        self._terms = ((1.0, value),)
+        return self._squares
 
     def host(self) -> Floats:
         """The array, on the host."""

@@ -59,7 +59,7 @@ def multiplies_bf16() -> bool:
     """Whether this CPU has units for bf16 (AVX512-BF16, AMX) and OpenVINO takes them.
 
     It says BF16 of every CPU with AVX-512. Where that has no units for it, or oneDNN was told to leave them (DNNL_MAX_CPU_ISA), it
-    emulates bf16, in ten times float32's time and more, or finds no kernel for some operators: so a small model is compiled, and its
+    emulates bf16, in many times float32's time, or finds no kernel for some operators: so a small model is compiled, and its
     kernel looked at.
     """
     if "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -119,7 +119,7 @@ print(json.dumps([multiplies_bf16(), [open_onnx("openvino", Path(path)).run(fed)
 @pytest.mark.parametrize("units", ["AVX2", "AVX512_CORE", "AVX512_CORE_VNNI"])
 def test_where_bf16_is_taken_away_it_is_fp32(units: str, tmp_path: Path) -> None:
     """Under oneDNN's own switch the units are there and may not be used. OpenVINO would emulate them wherever there is AVX-512, as on
-    all CPUs with AVX-512 that have no bf16 themselves, in ten times the time."""
+    all CPUs with AVX-512 that have no bf16 themselves, in many times the time."""
     np.savez(tmp_path / "fed.npz", **feeds(24))  # type: ignore[arg-type]
     exact = open_onnx("onnxruntime", saved(tmp_path)).run(feeds(24))["y"]
     graphs = [str(saved(tmp_path, what)) for what in (BF16_ATTENTION, BF16_ALL)]
