@@ -136,11 +136,9 @@ class TensorRt(Engine):
         Raises:
             BundleError: a file was changed.
         """
-        component, graph = stage.SUM
-        built = bundle.manifest.engines[self.name]["engines"]
-        found = [each for each in built if (each["component"], each["graph"]) == (component, graph)]
-        bundle.check_hashes(lambda name: name.startswith(self.files(component)))
-        return found
+        start = self.files(stage.SUM[0])
+        bundle.check_hashes(lambda name: name.startswith(start))
+        return stage.records_of(bundle.manifest, self.flavor, *stage.SUM)
 
     def device(self, number: int) -> Device:
         """This process's share of a GPU.

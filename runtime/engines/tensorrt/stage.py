@@ -309,14 +309,19 @@ def _plan_entry(job: Job, before: Sequence[Mapping[str, Any]], cache: EngineCach
     return PlanEntry(job.name, job.file, "new" if nearest is None else "stale", why)
 
 
+def records_of(manifest: Manifest, flavor: Flavor, component: str, graph: str) -> list[Mapping[str, Any]]:
+    """What the manifest says of a graph's engines; nothing where none was built."""
+    built = manifest.engines.get(flavor.engine, {}).get("engines", [])
+    return [each for each in built if (each["component"], each["graph"]) == (component, graph)]
+
+
 def find_engines(manifest: Manifest, flavor: Flavor, component: str, graph: str) -> list[Mapping[str, Any]]:
     """The records of a graph's engines, for every size that was built.
 
     Raises:
         BadInput: none was built.
     """
-    built = manifest.engines.get(flavor.engine, {}).get("engines", [])
-    found = [each for each in built if (each["component"], each["graph"]) == (component, graph)]
+    found = records_of(manifest, flavor, component, graph)
     if not found:
         raise BadInput(
             f"the bundle has no {flavor.engine} engine of {component}/{graph}; build it with: "

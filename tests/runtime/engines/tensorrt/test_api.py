@@ -28,7 +28,6 @@ CLASSES = {
     "tensor": "ITensor",
     "error": "ParserError",
     "runtime": "Runtime",
-    "inspector": "EngineInspector",
     "_runtime": "Runtime",
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
@@ -90,7 +89,7 @@ def _is_module(node: ast.expr) -> bool:
 
 
 NAMES = set[str]().union(
-    *(used_names(ROOT / "runtime/engines/tensorrt" / file) for file in ("builder.py", "loader.py", "layers.py"))
+    *(used_names(ROOT / "runtime/engines/tensorrt" / file) for file in ("builder.py", "loader.py"))
 )
 
 
